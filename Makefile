@@ -1,0 +1,44 @@
+# The commands of the project. State lives under CHURN_HOME; deleting it is a clean start.
+-include .env
+PYTHON ?= python3
+export CHURN_HOME ?= $(CURDIR)/data/state
+export DAGSTER_HOME ?= $(CHURN_HOME)/dagster
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+
+.PHONY: setup test check dev lock
+
+setup: .venv/installed  ## only the installation, exact versions from requirements.lock
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0]'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --require-hashes -r requirements.lock
+	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.lock
+	$(PIP) --require-hashes -r requirements-dev.lock
+	touch $@
+
+test: .venv/installed-dev  ## install what tests need and run them all
+	$(BIN)/python -m pytest
+
+check: .venv/installed-dev  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+dev: .venv/installed $(DAGSTER_HOME)/dagster.yaml  ## the web UI and daemon on http://localhost:3000
+	$(BIN)/dagster dev --workspace workspace.yaml --port 3000
+
+$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
+	mkdir -p $(@D)
+	cp dagster.yaml $@
+
+# Needs uv. nvidia-nccl (469 MB) serves xgboost on several GPUs only, so it is left out.
+LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-emit-package nvidia-nccl-cu12 --no-header
+lock:  ## compile the lock files anew
+	$(LOCK) --output-file requirements.lock
+	$(LOCK) --group dev --constraint requirements.lock --output-file requirements-dev.lock

@@ -1,0 +1,1 @@
+"""Point-in-time customer churn as Dagster assets, partitioned by cutoff date."""

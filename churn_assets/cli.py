@@ -1,0 +1,275 @@
+"""The `churn` command: backfill, status, sql, explain."""
+
+import datetime as dt
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from churn_assets.settings import Settings
+
+if TYPE_CHECKING:
+    import dagster as dg
+    from duckdb import DuckDBPyConnection
+    from rich.console import Console
+
+    from churn_assets.backfill import Batch
+
+STAGE_NAMES = ("ingest", "features", "training_data")
+DAGSTER_YAML = Path(__file__).parent.parent / "dagster.yaml"
+
+KEY = click.DateTime(formats=["%Y-%m-%d"])
+
+
+def main() -> None:
+    """Run the command; expected errors are one message, not a traceback."""
+    try:
+        churn.main(standalone_mode=False)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (ValueError, LookupError, OSError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+@click.group()
+def churn() -> None:
+    """Point-in-time churn features, labels and training sets."""
+
+
+@contextmanager
+def dagster_instance(settings: Settings) -> "Iterator[dg.DagsterInstance]":
+    """The instance of DAGSTER_HOME; without one, the instance inside CHURN_HOME."""
+    import dagster as dg
+
+    home = Path(os.environ.get("DAGSTER_HOME") or settings.dagster_home)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if not (home / "dagster.yaml").exists() and DAGSTER_YAML.exists():
+            shutil.copy(DAGSTER_YAML, home / "dagster.yaml")
+    except OSError as error:
+        raise OSError(
+            f"CHURN_HOME ({settings.home}) cannot be written: {error}. "
+            "Set CHURN_HOME to a folder that this user may write to."
+        ) from error
+    os.environ["DAGSTER_HOME"] = str(home)
+    with dg.DagsterInstance.get() as instance:
+        yield instance
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 110)
+
+
+@churn.command()
+@click.option("--from", "first", type=KEY, help="First cutoff to make again, YYYY-MM-DD.")
+@click.option("--to", "last", type=KEY, help="Last cutoff to make again, YYYY-MM-DD.")
+@click.option("--last", "newest", type=click.IntRange(min=1), help="Only the newest N cutoffs.")
+@click.option("--stage", "stages", type=click.Choice(STAGE_NAMES), multiple=True, help="Only this.")
+def backfill(
+    first: dt.datetime | None,
+    last: dt.datetime | None,
+    newest: int | None,
+    stages: Sequence[str],
+) -> None:
+    """Materialize all stages in order; by default everything that is missing."""
+    from churn_assets import backfill as backfills
+    from churn_assets.definitions import build_definitions, offline_store
+    from churn_assets.inventory import present_partitions
+    from churn_assets.stores.offline import write_views
+
+    settings = Settings()
+    calendar = settings.calendar()
+    defs, store, now = build_definitions(settings), offline_store(settings), dt.datetime.now(dt.UTC)
+    wanted = backfills.wanted_range(
+        calendar, first and first.date(), last and last.date(), newest, now
+    )
+    console = _console()
+    with dagster_instance(settings) as instance:
+        nothing = True
+        for stage in backfills.stages(stages):
+            batches = backfills.plan_stage(
+                stage,
+                defs,
+                calendar,
+                lambda asset: present_partitions(defs, store, instance, asset),
+                now,
+                wanted,
+            )
+            for batch in batches:
+                nothing = False
+                with _progress(console, batch) as on_step:
+                    try:
+                        backfills.run_batch(batch, defs, instance, on_step)
+                    except backfills.BackfillFailed as failure:
+                        raise click.ClickException(str(failure)) from None
+        if nothing:
+            console.print("Nothing is missing.")
+        write_views(store, settings.home / "offline_store.duckdb")
+
+
+@contextmanager
+def _progress(console: "Console", batch: "Batch") -> "Iterator[Callable[[str, str], None]]":
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    began = dt.datetime.now(dt.UTC)
+    running: list[str] = []
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[step]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        steps = len({asset.path[-1] for asset in batch.assets if not _is_raw(asset)}) + any(
+            _is_raw(asset) for asset in batch.assets
+        )
+        task = progress.add_task(batch.label, total=steps, step="")
+
+        def on_step(step: str, what: str) -> None:
+            if what == "started":
+                running.append(step)
+            else:
+                running.remove(step)
+                progress.advance(task)
+            progress.update(task, step=", ".join(running))
+
+        yield on_step
+    seconds = (dt.datetime.now(dt.UTC) - began).total_seconds()
+    console.print(f"[green]✓[/green] {batch.label}: {len(batch.assets)} assets in {seconds:.1f} s")
+
+
+def _is_raw(asset: "dg.AssetKey") -> bool:
+    return asset.path[-1].startswith("raw_") or asset.path[-1] == "quarantined_rows"
+
+
+@churn.command()
+def status() -> None:
+    """Partitions per table: present, missing, failed and stale."""
+    from rich.table import Table
+
+    from churn_assets.definitions import build_definitions, offline_store
+    from churn_assets.inventory import inventory
+
+    settings = Settings()
+    store = offline_store(settings)
+    table = Table("group", "asset", "present", "missing", "failed", "stale", "first gap")
+    with dagster_instance(settings) as instance:
+        rows = inventory(
+            build_definitions(settings),
+            store,
+            settings.calendar(),
+            instance,
+            dt.datetime.now(dt.UTC),
+        )
+    for row in rows:
+        gaps = sorted({*row.missing, *row.failed, *row.stale})
+        table.add_row(
+            row.group,
+            row.asset.path[-1],
+            f"{len(row.present)}/{len(row.existing)}",
+            str(len(row.missing)),
+            str(len(row.failed)),
+            str(len(row.stale)),
+            gaps[0] if gaps else "",
+        )
+    _console().print(table)
+
+
+@churn.command()
+@click.argument("query", required=False)
+def sql(query: str | None) -> None:
+    """Run a DuckDB query over the offline store; without one, read queries from standard input.
+
+    Every table is a view, and so is refresh_log: what Dagster did, when, and with what outcome.
+    """
+    from churn_assets.definitions import offline_store
+    from churn_assets.refresh_log import refresh_log
+    from churn_assets.stores.offline import create_views
+
+    settings = Settings()
+    store = offline_store(settings)
+    with store.connect() as connection:
+        create_views(connection, store)
+        with dagster_instance(settings) as instance:
+            log = refresh_log(instance)
+        connection.register("refresh_log", log)
+        if query:
+            _show(connection, query)
+            return
+        prompt = "churn> " if sys.stdin.isatty() else ""
+        for statement in _statements(prompt):
+            _show(connection, statement)
+
+
+def _statements(prompt: str) -> "Iterator[str]":
+    """Statements from standard input, each ended by a semicolon."""
+    text = ""
+    while True:
+        try:
+            text += input(prompt if not text else "  ...> " if prompt else "") + "\n"
+        except EOFError:
+            if text.strip():
+                yield text
+            return
+        if text.rstrip().endswith(";"):
+            yield text
+            text = ""
+
+
+def _show(connection: "DuckDBPyConnection", query: str) -> None:
+    import duckdb
+
+    try:
+        relation = connection.sql(query)
+        if relation is not None:
+            relation.show(max_rows=200, max_width=200)
+    except duckdb.Error as error:
+        raise click.ClickException(str(error)) from None
+
+
+@churn.command()
+@click.argument("customer_id")
+@click.argument("cutoff", type=KEY)
+def explain(customer_id: str, cutoff: dt.datetime) -> None:
+    """Every feature of a customer at a cutoff, with the rows and the window it came from."""
+    from rich.table import Table
+
+    from churn_assets.definitions import offline_store
+    from churn_assets.explain import explain as explain_customer
+
+    settings = Settings()
+    calendar = settings.calendar()
+    day = cutoff.date()
+    calendar.require(calendar.cutoffs, [day.isoformat()], dt.datetime.now(dt.UTC))
+    table = Table("feature", "value", "unit", "window", "source", "rows", "days")
+    group = ""
+    for row in explain_customer(offline_store(settings), calendar, customer_id, day):
+        if row.group != group:
+            group = row.group
+            table.add_section()
+            table.add_row(f"[bold]{group}")
+        days = f"{row.first_day} … {row.last_day}" if row.rows else ""
+        value = (
+            "NULL"
+            if row.value is None
+            else f"{row.value:.6g}"
+            if isinstance(row.value, float)
+            else str(row.value)
+        )
+        table.add_row(row.feature, value, row.unit, row.window, row.source, str(row.rows), days)
+    _console().print(table)

@@ -1,0 +1,72 @@
+"""Feature groups: what was known of each customer of the population at each cutoff.
+
+Grain: one row per customer with an event in `[C - lookback, C)` and cutoff `C`. Features read
+daily rollups before `C` and nothing else; they never pass through Python.
+"""
+
+import datetime as dt
+
+import dagster as dg
+
+from churn_assets.cutoffs import Calendar, parse_key
+from churn_assets.features.activity import ACTIVITY
+from churn_assets.features.behavior import BEHAVIOR
+from churn_assets.features.group import FeatureGroup, group_query
+from churn_assets.features.recent import RECENT
+from churn_assets.features.rfm import RFM
+from churn_assets.features.trend import TREND
+from churn_assets.stores.offline import Query, Scan, buckets
+from churn_assets.tables import Column, sql_version
+
+GROUPS: tuple[FeatureGroup, ...] = (ACTIVITY, RECENT, RFM, BEHAVIOR, TREND)
+
+# Any cutoff serves to make a group's code version; it must only be the same at every load.
+ANY_CUTOFF = dt.date(2000, 1, 1)
+
+
+def feature_columns() -> list[Column]:
+    """The columns of all features, group by group: what a dataset and an online row hold."""
+    return [feature.column for group in GROUPS for feature in group.features]
+
+
+def assets(calendar: Calendar) -> list[dg.AssetsDefinition]:
+    """One asset per feature group, computing every cutoff of a range in one query."""
+    return [_asset(group, calendar) for group in GROUPS]
+
+
+def _asset(group: FeatureGroup, calendar: Calendar) -> dg.AssetsDefinition:
+    rollup_days = group.rollup_days(calendar.lookback_days)
+    code = group_query(group, [ANY_CUTOFF], calendar.lookback_days, {n: n for n in rollup_days})
+
+    @dg.asset(
+        name=group.name,
+        description=f"{group.description}\n\n{__doc__}",
+        ins={
+            rollup: dg.AssetIn(partition_mapping=calendar.slices_before(days))
+            for rollup, days in rollup_days.items()
+        },
+        partitions_def=calendar.cutoffs,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        code_version=sql_version(code),
+        group_name="features",
+        kinds={"duckdb", "parquet"},
+        owners=[group.owner],
+        tags={"layer": "features"},
+        metadata={"dagster/column_schema": group.table.as_dagster()},
+    )
+    def feature_group(context: dg.AssetExecutionContext, **rollups: Scan) -> Query:
+        cutoffs = [parse_key(key) for key in context.partition_keys]
+        bucketed = buckets(*rollups.values())
+        return Query(
+            [
+                group_query(
+                    group,
+                    cutoffs,
+                    calendar.lookback_days,
+                    {name: scan.bucket(b, len(bucketed)) for name, scan in rollups.items()},
+                )
+                for b in bucketed
+            ]
+        )
+
+    return feature_group

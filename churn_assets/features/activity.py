@@ -1,0 +1,98 @@
+"""What customers did in the lookback: counts by event type, sessions, active days."""
+
+from churn_assets.features.group import (
+    LOOKBACK,
+    Feature,
+    FeatureGroup,
+    ratio,
+    total,
+    whole_days_since,
+)
+from churn_assets.raw import EVENT_TYPES
+
+COUNTED_TYPES = ("add_to_cart", "page_view", "product_view", "search", "remove_from_cart")
+
+
+def _count(name: str, column: str, source: str, unit: str, description: str) -> Feature:
+    return Feature(name, total(column), source, LOOKBACK, "BIGINT", unit, description, default=0)
+
+
+ACTIVITY = FeatureGroup(
+    name="customer_activity_features",
+    description=__doc__,
+    owner="team:data",
+    features=(
+        _count("total_events", "events", "daily_activity", "events", "Events of any type"),
+        _count(
+            "purchase_count",
+            "purchase_orders",
+            "daily_orders",
+            "orders",
+            "Distinct orders with a purchase line",
+        ),
+        *(
+            _count(
+                f"{event_type}_count",
+                f"{event_type}_events",
+                "daily_activity",
+                "events",
+                f"Events of type {event_type}",
+            )
+            for event_type in COUNTED_TYPES
+        ),
+        _count(
+            "refund_count",
+            "refund_orders",
+            "daily_orders",
+            "orders",
+            "Distinct orders with a refund line",
+        ),
+        _count(
+            "session_count",
+            "session_count",
+            "daily_activity",
+            "sessions",
+            "Distinct sessions; a session ends at UTC midnight",
+        ),
+        Feature(
+            "avg_session_length",
+            ratio(total("session_us"), total("session_count")) + " / 6e7",
+            "daily_activity",
+            LOOKBACK,
+            "DOUBLE",
+            "minutes",
+            "Mean over sessions of last minus first event",
+        ),
+        Feature(
+            "active_days",
+            "count(*) FILTER (WHERE {window})",
+            "daily_activity",
+            LOOKBACK,
+            "BIGINT",
+            "days",
+            "Distinct UTC days with an event",
+            default=0,
+        ),
+        Feature(
+            "last_active_days",
+            whole_days_since("max(last_event_us) FILTER (WHERE {window})"),
+            "daily_activity",
+            LOOKBACK,
+            "INTEGER",
+            "days",
+            "Whole days from the last event to the cutoff",
+        ),
+        *(
+            Feature(
+                f"event_vector_{event_type}",
+                ratio(total(f"{event_type}_events"), total("events")),
+                "daily_activity",
+                LOOKBACK,
+                "DOUBLE",
+                "share",
+                f"Events of type {event_type} among all events",
+            )
+            for event_type in EVENT_TYPES
+        ),
+    ),
+)

@@ -1,0 +1,61 @@
+"""How customers buy in the lookback: order value, basket, variety, returns and rhythm."""
+
+from churn_assets.features.group import LOOKBACK, Feature, FeatureGroup, ratio, total
+
+ORDERS = total("purchase_orders")
+REFUNDS = total("refund_orders")
+PURCHASE_DAYS = "count(*) FILTER (WHERE purchase_orders > 0 AND {window})"
+FIRST_TO_LAST = (
+    "(max(last_purchase_us) FILTER (WHERE {window})"
+    " - min(first_purchase_us) FILTER (WHERE {window}))"
+)
+
+
+def _behavior(
+    name: str, sql: str, unit: str, description: str, source: str = "daily_orders"
+) -> Feature:
+    return Feature(name, sql, source, LOOKBACK, "DOUBLE", unit, description)
+
+
+BEHAVIOR = FeatureGroup(
+    name="customer_behavior_features",
+    description=__doc__,
+    owner="team:data",
+    features=(
+        _behavior(
+            "avg_order_value",
+            ratio(total("purchase_amount"), ORDERS),
+            "currency per order",
+            "Purchase amount per purchase order",
+        ),
+        _behavior(
+            "avg_basket_size",
+            ratio(total("purchase_quantity"), ORDERS),
+            "pieces per order",
+            "Purchased pieces per purchase order",
+        ),
+        Feature(
+            "n_unique_products",
+            "count(DISTINCT CASE WHEN {window} THEN product_id END)",
+            "daily_products",
+            LOOKBACK,
+            "BIGINT",
+            "products",
+            "Distinct purchased products",
+            default=0,
+        ),
+        _behavior(
+            "return_rate",
+            ratio(REFUNDS, f"{ORDERS} + {REFUNDS}"),
+            "share",
+            "Refunded orders among purchase and refunded orders",
+        ),
+        _behavior(
+            "avg_days_between_purchases",
+            f"CASE WHEN {PURCHASE_DAYS} > 1 THEN CAST({FIRST_TO_LAST} AS DOUBLE) / 8.64e10 "
+            f"/ CAST({PURCHASE_DAYS} - 1 AS DOUBLE) END",
+            "days",
+            "First to last purchase instant, per distinct purchase day after the first",
+        ),
+    ),
+)

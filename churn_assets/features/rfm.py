@@ -1,0 +1,56 @@
+"""Recency, frequency and money of purchases in the lookback, and tenure since the first ever."""
+
+from churn_assets.features.group import (
+    EVER,
+    LOOKBACK,
+    Feature,
+    FeatureGroup,
+    total,
+    whole_days_since,
+)
+
+RFM = FeatureGroup(
+    name="customer_rfm_features",
+    description=__doc__,
+    owner="team:data",
+    features=(
+        Feature(
+            "recency_days",
+            whole_days_since("max(last_purchase_us) FILTER (WHERE {window})"),
+            "daily_orders",
+            LOOKBACK,
+            "INTEGER",
+            "days",
+            "Whole days since the last purchase",
+        ),
+        Feature(
+            "frequency",
+            total("purchase_orders"),
+            "daily_orders",
+            LOOKBACK,
+            "BIGINT",
+            "orders",
+            "Distinct purchase orders",
+            default=0,
+        ),
+        Feature(
+            "monetary",
+            total("purchase_amount"),
+            "daily_orders",
+            LOOKBACK,
+            "DOUBLE",
+            "currency",
+            "Purchase amount",
+            default=0,
+        ),
+        Feature(
+            "tenure_days",
+            whole_days_since("min(first_purchase_us) FILTER (WHERE {window})"),
+            "daily_orders",
+            EVER,
+            "INTEGER",
+            "days",
+            "Whole days since the first purchase ever",
+        ),
+    ),
+)

@@ -1,0 +1,109 @@
+"""Where customers are heading: the last 30 days within the lookback, and their buying rhythm.
+
+Gaps are the days between successive purchase days, over all purchase days before the cutoff.
+"""
+
+from churn_assets.features.group import (
+    EVER,
+    Derived,
+    Feature,
+    FeatureGroup,
+    ratio,
+    sample_sd,
+    total,
+    whole_days_since,
+)
+
+PURCHASE_DAYS = Derived(
+    rollup="daily_orders",
+    sql="""
+        SELECT customer_id, day, purchase_orders, purchase_amount, last_purchase_us,
+            day - lag(day) OVER (PARTITION BY customer_id ORDER BY day) AS gap
+        FROM {rollup} AS orders
+        WHERE purchase_orders > 0
+    """,
+)
+
+GAPS = "count(gap) FILTER (WHERE {window})"
+GAP_MEAN = ratio(total("gap"), GAPS)
+SINCE_PURCHASE = whole_days_since("max(last_purchase_us) FILTER (WHERE {window})")
+
+
+def _share(name: str, value: str, source: str, of: str) -> Feature:
+    return Feature(
+        name,
+        ratio(value, value.replace("{window}", "{lookback}")),
+        source,
+        30,
+        "DOUBLE",
+        "share",
+        f"{of} of the last 30 days among those of the lookback",
+    )
+
+
+def _rhythm(name: str, sql: str, unit: str, description: str) -> Feature:
+    return Feature(name, sql, "purchase_days", EVER, "DOUBLE", unit, description)
+
+
+TREND = FeatureGroup(
+    name="customer_trend_features",
+    description=__doc__,
+    owner="team:data",
+    derived={"purchase_days": PURCHASE_DAYS},
+    features=(
+        _share("purchases_30d_share", total("purchase_orders"), "daily_orders", "Purchase orders"),
+        _share("revenue_30d_share", total("purchase_amount"), "daily_orders", "Purchase amount"),
+        _share("events_30d_share", total("events"), "daily_activity", "Events"),
+        _share(
+            "active_days_30d_share",
+            "count(*) FILTER (WHERE {window})",
+            "daily_activity",
+            "Active days",
+        ),
+        Feature(
+            "lifetime_orders",
+            total("purchase_orders"),
+            "purchase_days",
+            EVER,
+            "BIGINT",
+            "orders",
+            "Distinct purchase orders ever",
+            default=0,
+        ),
+        Feature(
+            "lifetime_revenue",
+            total("purchase_amount"),
+            "purchase_days",
+            EVER,
+            "DOUBLE",
+            "currency",
+            "Purchase amount ever",
+            default=0,
+        ),
+        _rhythm("gap_mean_days", GAP_MEAN, "days", "Mean gap between purchase days"),
+        _rhythm(
+            "gap_sd_days",
+            sample_sd(GAPS, total("gap"), total("gap * gap")),
+            "days",
+            "Sample standard deviation of the gaps",
+        ),
+        _rhythm(
+            "gap_last_days",
+            "max_by(gap, day) FILTER (WHERE {window})",
+            "days",
+            "Gap before the last purchase day",
+        ),
+        _rhythm(
+            "recency_over_gap",
+            f"{SINCE_PURCHASE} / ({GAP_MEAN})",
+            "",
+            "Whole days since the last purchase per mean gap",
+        ),
+        _rhythm(
+            "overdue_days",
+            f"{SINCE_PURCHASE} - ({GAP_MEAN})",
+            "days",
+            "Whole days since the last purchase beyond the mean gap",
+        ),
+    ),
+)

@@ -1,0 +1,89 @@
+"""Every setting of the project: `CHURN_*` environment variables, also read from `.env`.
+
+Settings are read once, when the code location loads or a command starts, and a wrong value stops
+both with a message that names the variable. Nothing else in the package reads the environment.
+"""
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from churn_assets.cutoffs import Cadence, Calendar
+
+DATA = Path("data")
+
+
+class Settings(BaseSettings):
+    """The settings of one installation; see the table in the README."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CHURN_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
+    )
+
+    home: Path = Field(
+        DATA / "state", description="where all state lives; delete it to start clean"
+    )
+    source: Literal["files", "online_retail"] = Field(
+        "files", description="where raw data comes from"
+    )
+    input_dir: Path | None = Field(None, description="folder of the input files")
+    start: dt.date = Field(dt.date(2025, 1, 1), description="where data begins")
+    end: Annotated[dt.datetime | None, NoDecode] = Field(
+        None, description="instant at which history stops; without it, now counts"
+    )
+    cadence: Cadence = Field(Cadence.MONTHLY, description="how often there is a cutoff")
+    horizon_days: int = Field(28, ge=1, le=730, description="how far labels look ahead")
+    lookback_days: int = Field(90, ge=1, le=730, description="activity window and population rule")
+    training_cutoffs: int = Field(12, ge=1, le=1000, description="cutoffs a model is trained on")
+    allow_shrink: bool = Field(
+        False, description="let a raw partition be replaced by one with fewer rows"
+    )
+    duckdb_memory_limit: str = Field("", description="e.g. 8GB; empty: 80 % of the machine")
+    duckdb_temp_directory: Path | None = Field(None, description="where DuckDB spills")
+    duckdb_threads: int = Field(0, ge=0, description="0: one per core")
+    redis_url: str | None = Field(None, validation_alias=AliasChoices("REDIS_URL", "redis_url"))
+    mlflow_tracking_uri: str | None = Field(
+        None, validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri")
+    )
+
+    @field_validator("home", "input_dir", "duckdb_temp_directory")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        # A run launched from another folder must find the same state.
+        return path if path is None or "://" in str(path) else path.expanduser().absolute()
+
+    @field_validator("end", mode="before")
+    @classmethod
+    def _no_end(cls, value: object) -> object:
+        return value or None
+
+    @field_validator("end")
+    @classmethod
+    def _utc(cls, end: dt.datetime | None) -> dt.datetime | None:
+        if end is None:
+            return None
+        return end.replace(tzinfo=dt.UTC) if end.tzinfo is None else end.astimezone(dt.UTC)
+
+    @property
+    def input_folder(self) -> str:
+        """Where input files are looked for: `CHURN_INPUT_DIR`, or `input` beside the state."""
+        return str(self.input_dir or self.home.parent / "input")
+
+    @property
+    def dagster_home(self) -> Path:
+        """Dagster's own storage, inside the state so that deleting the state is a clean start."""
+        return self.home / "dagster"
+
+    def calendar(self) -> Calendar:
+        """The partitions that these settings define."""
+        return Calendar(
+            start=self.start,
+            end=self.end,
+            cadence=self.cadence,
+            lookback_days=self.lookback_days,
+            horizon_days=self.horizon_days,
+            training_cutoffs=self.training_cutoffs,
+        )

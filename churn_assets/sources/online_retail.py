@@ -1,0 +1,107 @@
+"""Source `online_retail`: the UCI Online Retail data as published, workbook, CSV or Parquet.
+
+One row per invoice line; an invoice whose number starts with C is a refund of its lines. Amounts
+are Quantity times UnitPrice, exact, and positive for both. There are no events but purchases and
+refunds, and no profiles, reviews or surveys. Source: Chen, Sain and Guo (2012), CC BY 4.0.
+"""
+
+import datetime as dt
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from churn_assets.sources import SourceTable, require_columns
+from churn_assets.sources.files import FORMATS, column_names, relation
+from churn_assets.stores.offline import quoted
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+    from churn_assets.raw import RawTable
+
+COLUMNS = ("InvoiceNo", "StockCode", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID")
+WORKBOOK = (".xlsx",)
+
+# The published CSV writes dates as 12/1/2010 8:26; the workbook and Parquet have real ones.
+TIMESTAMP = (
+    "coalesce(CAST(try_strptime(CAST(InvoiceDate AS VARCHAR), '%m/%d/%Y %H:%M') AS VARCHAR), "
+    "CAST(InvoiceDate AS VARCHAR))"
+)
+REFUND = "starts_with(upper(CAST(InvoiceNo AS VARCHAR)), 'C')"
+SIGN = f"CASE WHEN {REFUND} THEN -1 ELSE 1 END"
+# What cannot be multiplied stays text, which `raw` finds to be no number.
+AMOUNT = f"""CASE WHEN Quantity IS NOT NULL OR UnitPrice IS NOT NULL THEN coalesce(
+    CAST({SIGN} * TRY_CAST(Quantity AS BIGINT) * TRY_CAST(UnitPrice AS DECIMAL(18, 4)) AS VARCHAR),
+    concat('Quantity ', Quantity, ' of UnitPrice ', UnitPrice)) END"""
+QUANTITY = f"""coalesce(
+    CAST({SIGN} * TRY_CAST(Quantity AS BIGINT) AS VARCHAR), CAST(Quantity AS VARCHAR))"""
+
+
+@dataclass(frozen=True)
+class OnlineRetail:
+    """The one file of the data set in a folder."""
+
+    folder: str
+
+    def read(
+        self,
+        connection: "DuckDBPyConnection",
+        table: "RawTable",
+        begin: dt.datetime,
+        end: dt.datetime,
+    ) -> SourceTable | None:
+        if table.source_name != "events":
+            return None
+        file = self._file(connection)
+        if file.lower().endswith(WORKBOOK):
+            lines = workbook(connection, file)
+        else:
+            file_format = next(f for f, ends in FORMATS.items() if file.lower().endswith(ends))
+            lines = relation(connection, file_format, [file])
+        found = column_names(connection, lines)
+        require_columns({column.lower() for column in COLUMNS}, found, file)
+        return SourceTable(
+            lines,
+            {
+                "customer_id": "CustomerID",
+                "event_timestamp": TIMESTAMP,
+                "event_type": f"CASE WHEN {REFUND} THEN 'refund' ELSE 'purchase' END",
+                "order_id": "InvoiceNo",
+                "product_id": "StockCode",
+                "quantity": QUANTITY,
+                "amount": AMOUNT,
+            },
+        )
+
+    def _file(self, connection: "DuckDBPyConnection") -> str:
+        suffixes = WORKBOOK + FORMATS["csv"] + FORMATS["parquet"]
+        pattern = f"{self.folder.rstrip('/')}/*"
+        rows = connection.execute(f"SELECT file FROM glob('{quoted(pattern)}')").fetchall()
+        files = sorted(
+            file
+            for (file,) in rows
+            if file.lower().endswith(suffixes)
+            and Path(file).name.lower().replace("_", "").replace(" ", "").startswith("onlineretail")
+        )
+        if len(files) != 1:
+            found = ", ".join(Path(file).name for file in files) or "none"
+            raise FileNotFoundError(
+                f"{self.folder} must hold exactly one Online Retail file (Online Retail.xlsx, "
+                f"OnlineRetail.csv or online_retail.parquet); found: {found}. "
+                "Put it there or set CHURN_INPUT_DIR."
+            )
+        return str(files[0])
+
+
+def workbook(connection: "DuckDBPyConnection", file: str) -> str:
+    """The rows of all sheets of a workbook, as a temporary table of text."""
+    import pandas as pd
+
+    sheets = pd.read_excel(file, sheet_name=None, engine="calamine", dtype=object)
+    lines = pd.concat(list(sheets.values()), ignore_index=True)
+    # InvoiceNo mixes numbers and text within a column; `raw` parses every value from its text.
+    text = lines.astype(str).where(lines.notna(), None)
+    connection.register("workbook_lines", text)
+    connection.execute("CREATE OR REPLACE TEMP TABLE workbook AS SELECT * FROM workbook_lines")
+    connection.unregister("workbook_lines")
+    return "workbook"

@@ -1,0 +1,1 @@
+"""Where data is kept: the offline store of Parquet partitions and the online store in Redis."""
