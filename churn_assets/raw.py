@@ -118,7 +118,7 @@ CUSTOMERS = RawTable(
         Column("birth_date", "DATE", "Date of birth"),
         Column("gender", "VARCHAR", "As given"),
         Column("location", "VARCHAR", "Country or region"),
-        Column("income", "DOUBLE", "Yearly income", "currency"),
+        Column("income", "VARCHAR", "Income bracket"),
         Column("education", "VARCHAR", "Highest degree"),
         Column("loyalty_status", "VARCHAR", "Tier of the loyalty programme"),
         Column("premium", "BOOLEAN", "Whether the customer pays for membership"),

@@ -26,8 +26,8 @@ class Settings(BaseSettings):
     home: Path = Field(
         DATA / "state", description="where all state lives; delete it to start clean"
     )
-    source: Literal["files", "online_retail"] = Field(
-        "files", description="where raw data comes from"
+    source: Literal["synthetic", "files", "online_retail"] = Field(
+        "synthetic", description="where raw data comes from"
     )
     input_dir: Path | None = Field(None, description="folder of the input files")
     start: dt.date = Field(dt.date(2025, 1, 1), description="where data begins")
@@ -38,6 +38,10 @@ class Settings(BaseSettings):
     horizon_days: int = Field(28, ge=1, le=730, description="how far labels look ahead")
     lookback_days: int = Field(90, ge=1, le=730, description="activity window and population rule")
     training_cutoffs: int = Field(12, ge=1, le=1000, description="cutoffs a model is trained on")
+    synthetic_customers: int = Field(
+        10_000, ge=1, description="customers of the synthetic shop after 18 months"
+    )
+    seed: int = Field(7, ge=0, description="seed of everything that is drawn at random")
     allow_shrink: bool = Field(
         False, description="let a raw partition be replaced by one with fewer rows"
     )

@@ -72,6 +72,11 @@ class Feature:
     def column(self) -> Column:
         return Column(self.name, self.dtype, self.description, self.unit)
 
+    def reach(self, lookback_days: int) -> float:
+        """How many days before the cutoff the expression reads."""
+        own = window_days(self.window, lookback_days)
+        return max(own, lookback_days) if "{lookback}" in self.sql else own
+
 
 @dataclass(frozen=True)
 class Derived:
@@ -111,7 +116,7 @@ class FeatureGroup:
 
     def source_days(self, source: str, lookback_days: int) -> float:
         """The longest window of the source's features, which bounds the rows that are read."""
-        return max(window_days(f.window, lookback_days) for f in self.sources[source])
+        return max(feature.reach(lookback_days) for feature in self.sources[source])
 
     def rollup_days(self, lookback_days: int) -> dict[str, float]:
         """The rollups that the group reads, and how many days back.

@@ -32,7 +32,7 @@ SINCE_PURCHASE = whole_days_since("max(last_purchase_us) FILTER (WHERE {window})
 def _share(name: str, value: str, source: str, of: str) -> Feature:
     return Feature(
         name,
-        ratio(value, value.replace("{window}", "{lookback}")),
+        ratio(f"coalesce({value}, 0)", value.replace("{window}", "{lookback}")),
         source,
         30,
         "DOUBLE",

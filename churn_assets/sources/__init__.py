@@ -55,8 +55,11 @@ def open_source(settings: Settings) -> Source:
     """The source that `CHURN_SOURCE` names."""
     from churn_assets.sources.files import Files
     from churn_assets.sources.online_retail import OnlineRetail
+    from churn_assets.sources.synthetic import Synthetic
 
     match settings.source:
+        case "synthetic":
+            return Synthetic(settings.synthetic_customers, settings.seed, settings.start)
         case "files":
             return Files(settings.input_folder)
         case "online_retail":

@@ -1,0 +1,78 @@
+"""What tests share: settings that ignore the developer's machine, real runs, and reading back.
+
+Prevents the simplification of testing against whatever `CHURN_*` variables happen to be set.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import duckdb
+
+# Before the package is imported: `definitions` reads the settings when it loads.
+for name in [n for n in os.environ if n.startswith("CHURN_")]:
+    del os.environ[name]
+for name in ("REDIS_URL", "MLFLOW_TRACKING_URI"):
+    os.environ.pop(name, None)
+
+from churn_assets.backfill import RANGE_END, RANGE_START
+from churn_assets.definitions import build_definitions
+from churn_assets.settings import Settings
+
+Row = dict[str, Any]
+
+
+def make_settings(folder: Path, **overrides: Any) -> Settings:
+    """Settings of an installation in `folder`, with defaults for everything not given."""
+    values = {"home": folder / "state", "input_dir": folder / "input", "source": "files"}
+    return Settings(_env_file=None, **(values | overrides))
+
+
+def ingest_run(
+    settings: Settings, first: str, last: str | None = None, raise_on_error: bool = True
+) -> dg.ExecuteInProcessResult:
+    """One Dagster run of job `ingest` for the slices from `first` to `last`."""
+    return (
+        build_definitions(settings)
+        .resolve_job_def("ingest")
+        .execute_in_process(
+            tags={RANGE_START: first, RANGE_END: last or first}, raise_on_error=raise_on_error
+        )
+    )
+
+
+def utc_connection() -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB connection in UTC, as the offline store opens them."""
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    return connection
+
+
+def query(sql: str, connection: duckdb.DuckDBPyConnection | None = None) -> list[Row]:
+    """The rows of a query as dictionaries; instants are UTC."""
+    if connection is not None:
+        return connection.sql(sql).to_arrow_table().to_pylist()
+    with utc_connection() as own:
+        return query(sql, own)
+
+
+def stored(settings: Settings, table: str) -> list[Row]:
+    """All rows of a table of the offline store, in the order of its files."""
+    files = settings.home / "offline_store" / table / "**" / "part-0.parquet"
+    return query(f"FROM read_parquet('{files}', hive_partitioning = false)")
+
+
+def materialize(
+    settings: Settings,
+    job: str,
+    first: str,
+    last: str,
+    instance: dg.DagsterInstance | None = None,
+) -> dg.ExecuteInProcessResult:
+    """One successful Dagster run of a job for the partitions from `first` to `last`."""
+    return (
+        build_definitions(settings)
+        .resolve_job_def(job)
+        .execute_in_process(instance=instance, tags={RANGE_START: first, RANGE_END: last})
+    )
