@@ -79,6 +79,7 @@ def main() -> None:
             end=dt.datetime(END.year, END.month, END.day, tzinfo=dt.UTC),
         )
         defs, calendar = build_definitions(settings), settings.calendar()
+        (folder / "dagster").mkdir()
         instance = dg.DagsterInstance.local_temp(str(folder / "dagster"))
         now = dt.datetime.now(dt.UTC)
         slices = calendar.slices.get_partition_keys(current_time=now)

@@ -8,7 +8,7 @@ import datetime as dt
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
@@ -104,7 +104,7 @@ def plan_stage(
         ]
     order = sorted({key for keys in needed.values() for key in keys})
     batches = []
-    for keys in _contiguous(calendar, order):
+    for keys in calendar.contiguous(order):
         assets = {asset for asset, missing in needed.items() if set(keys) & set(missing)}
         # Outputs that one step writes together are materialized together.
         together = {k for asset in assets for k in graph.get(asset).execution_set_asset_keys}
@@ -132,18 +132,6 @@ def _is_needed(
         return True
     oldest = calendar.shift(wanted.first, -(2 * calendar.lag + calendar.training_cutoffs - 1))
     return oldest <= day < wanted.first and not is_present
-
-
-def _contiguous(calendar: Calendar, keys: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Runs of successive partition keys."""
-    block: list[str] = []
-    for key in keys:
-        if block and calendar.shift(parse_key(block[-1]), 1) != parse_key(key):
-            yield tuple(block)
-            block = []
-        block.append(key)
-    if block:
-        yield tuple(block)
 
 
 def run_batch(

@@ -158,6 +158,17 @@ class Calendar:
         """Periods after which the labels of any cutoff are mature."""
         return self._periods_covering(self.horizon_days)
 
+    def contiguous(self, keys: Sequence[str]) -> Iterator[tuple[str, ...]]:
+        """The blocks of successive partition keys, which one run can make as a range."""
+        block: list[str] = []
+        for key in keys:
+            if block and self.shift(parse_key(block[-1]), 1) != parse_key(key):
+                yield tuple(block)
+                block = []
+            block.append(key)
+        if block:
+            yield tuple(block)
+
     def slice_of(self, timestamp: str) -> str:
         """SQL for the slice of a TIMESTAMPTZ expression, in a connection whose zone is UTC."""
         unit = {"monthly": "month", "weekly": "week", "daily": "day"}[self.cadence]

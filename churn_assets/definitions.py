@@ -45,7 +45,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             *raw.assets(calendar, open_source(settings), store),
             *rollups.assets(calendar),
             *feature_groups.assets(calendar),
-            *labels.assets(calendar),
+            *labels.assets(calendar, settings.seed),
             *training.assets(calendar),
             *registry.assets(calendar, settings.home.parent / "feature_registry.yaml"),
         ],

@@ -10,11 +10,11 @@ import dagster as dg
 
 from churn_assets.cutoffs import Calendar
 from churn_assets.features import GROUPS, feature_columns
-from churn_assets.labels import CHURN_LABELS
+from churn_assets.labels import CHURN_LABELS, SATISFACTION_CHURN_LABELS
 from churn_assets.stores.offline import Query, Scan
 from churn_assets.tables import Table, cutoff_table, sql_version
 
-LABEL_SETS: tuple[Table, ...] = (CHURN_LABELS,)
+LABEL_SETS: tuple[Table, ...] = (CHURN_LABELS, SATISFACTION_CHURN_LABELS)
 LABEL_COLUMNS = [column for table in LABEL_SETS for column in table.columns[2:]]
 
 TRAINING_DATASET = cutoff_table("training_dataset", [*feature_columns(), *LABEL_COLUMNS])

@@ -16,9 +16,9 @@ for name in [n for n in os.environ if n.startswith("CHURN_")]:
 for name in ("REDIS_URL", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)
 
-from churn_assets.backfill import RANGE_END, RANGE_START
-from churn_assets.definitions import build_definitions
-from churn_assets.settings import Settings
+from churn_assets.backfill import RANGE_END, RANGE_START  # noqa: E402
+from churn_assets.definitions import build_definitions  # noqa: E402
+from churn_assets.settings import Settings  # noqa: E402
 
 Row = dict[str, Any]
 

@@ -1,7 +1,7 @@
 """Feature groups: what was known of each customer of the population at each cutoff.
 
 Grain: one row per customer with an event in `[C - lookback, C)` and cutoff `C`. Features read
-daily rollups before `C` and nothing else; they never pass through Python.
+daily rollups and profile versions before `C`; they never pass through Python.
 """
 
 import datetime as dt
@@ -12,13 +12,21 @@ from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.features.activity import ACTIVITY
 from churn_assets.features.behavior import BEHAVIOR
 from churn_assets.features.group import FeatureGroup, group_query
+from churn_assets.features.profile import PROFILE
 from churn_assets.features.recent import RECENT
 from churn_assets.features.rfm import RFM
 from churn_assets.features.trend import TREND
 from churn_assets.stores.offline import Query, Scan, buckets
 from churn_assets.tables import Column, sql_version
 
-GROUPS: tuple[FeatureGroup, ...] = (ACTIVITY, RECENT, RFM, BEHAVIOR, TREND)
+GROUPS: tuple[FeatureGroup, ...] = (
+    PROFILE,
+    ACTIVITY,
+    RECENT,
+    RFM,
+    BEHAVIOR,
+    TREND,
+)
 
 # Any cutoff serves to make a group's code version; it must only be the same at every load.
 ANY_CUTOFF = dt.date(2000, 1, 1)

@@ -172,9 +172,9 @@ def sample_sd(count: str, total: str, total_squares: str) -> str:
 
 
 def cutoff_rows(cutoffs: Sequence[dt.date]) -> str:
-    """The cutoffs as a relation of (cutoff, cutoff_day)."""
-    rows = ", ".join(f"(DATE '{cutoff}', {day_number(cutoff)})" for cutoff in cutoffs)
-    return f"cutoffs (cutoff, cutoff_day) AS (VALUES {rows})"
+    """The cutoffs as a relation of (cutoff, cutoff_day, cutoff_ymd): the date in three forms."""
+    rows = ", ".join(f"(DATE '{c}', {day_number(c)}, {c:%Y%m%d})" for c in cutoffs)
+    return f"cutoffs (cutoff, cutoff_day, cutoff_ymd) AS (VALUES {rows})"
 
 
 def population(daily_activity: str, lookback_days: int) -> str:

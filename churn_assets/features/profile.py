@@ -1,0 +1,78 @@
+"""Who customers are: the newest profile version before the cutoff. Categories stay text.
+
+A customer without a version has NULLs, and so has a value that the newest version does not know.
+"""
+
+from churn_assets.cutoffs import DAY_US
+from churn_assets.features.group import EVER, Derived, Feature, FeatureGroup, whole_days_since
+
+VERSIONS = Derived(
+    rollup="raw_customers",
+    sql=f"""
+        SELECT *,
+            CAST(epoch_us(updated_at) // {DAY_US} AS INTEGER) AS day,
+            epoch_us(updated_at) AS updated_us,
+            epoch_us(signup_at) AS signup_us,
+            CAST(strftime(birth_date, '%Y%m%d') AS INTEGER) AS birth_ymd,
+            CAST(premium AS INTEGER) AS premium_flag
+        FROM {{rollup}} AS versions
+    """,
+)
+
+# `max_by` passes over rows without a value, and would take it from an older version: a value that
+# no version has stands in for NULL until the newest version is found.
+UNKNOWN_NUMBER = -(10**18)
+
+
+def newest_number(column: str) -> str:
+    """A number of the newest version."""
+    return f"NULLIF(max_by(coalesce({column}, {UNKNOWN_NUMBER}), updated_us), {UNKNOWN_NUMBER})"
+
+
+def _category(name: str, description: str) -> Feature:
+    newest = f"NULLIF(max_by(coalesce({name}, ''), updated_us), '')"
+    return Feature(name, newest, "versions", EVER, "VARCHAR", "", description)
+
+
+PROFILE = FeatureGroup(
+    name="customer_profile_features",
+    description=__doc__,
+    owner="team:data",
+    derived={"versions": VERSIONS},
+    features=(
+        Feature(
+            "age",
+            # The difference of dates written as yyyymmdd counts a year on the birthday.
+            f"floor(CAST(max(cutoff_ymd) - {newest_number('birth_ymd')} AS DOUBLE) / 1e4)",
+            "versions",
+            EVER,
+            "INTEGER",
+            "years",
+            "Whole years at the cutoff",
+        ),
+        _category("gender", "As given"),
+        _category("location", "Country or region"),
+        _category("income", "Income bracket"),
+        _category("education", "Highest degree"),
+        _category("loyalty_status", "Tier of the loyalty programme"),
+        Feature(
+            "premium",
+            newest_number("premium_flag"),
+            "versions",
+            EVER,
+            "BOOLEAN",
+            "",
+            "Whether the customer pays for membership",
+        ),
+        _category("device", "Main device"),
+        Feature(
+            "account_age_days",
+            whole_days_since(newest_number("signup_us")),
+            "versions",
+            EVER,
+            "INTEGER",
+            "days",
+            "Whole days since the account was opened",
+        ),
+    ),
+)
