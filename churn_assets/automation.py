@@ -36,7 +36,9 @@ def with_conditions(assets: list[dg.AssetsDefinition]) -> list[dg.AssetsDefiniti
     return [dg.map_asset_specs(automate, [asset])[0] for asset in assets]
 
 
-def ingestion_schedule(calendar: Calendar, raw_assets: list[dg.AssetsDefinition]) -> object:
+def ingestion_schedule(
+    calendar: Calendar, raw_assets: list[dg.AssetsDefinition]
+) -> dg.ScheduleDefinition:
     """Requests every slice that has ended and is missing, contiguous ones in one run."""
     selection = [key for asset in raw_assets for key in asset.keys]
 

@@ -1,7 +1,7 @@
 """Backfills without a daemon: the stages in order, one Dagster run per stage and range.
 
-A stage materializes what it lacks, and whatever lies in the range that was asked for. For a range
-of cutoffs, every earlier partition that those cutoffs need is made first where it is missing.
+Without a range, a stage makes everything that it lacks. With one, it makes the range, and first
+what the range needs and lacks: every slice, and the training data that its models learn from.
 """
 
 import datetime as dt
@@ -15,7 +15,11 @@ import dagster as dg
 
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.jobs import STAGES, Stage
+from churn_assets.raw import QUARANTINED_ROWS, RAW_TABLES
 
+RAW_ASSETS = {
+    dg.AssetKey(table.name) for table in (*(r.table for r in RAW_TABLES), QUARANTINED_ROWS)
+}
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
 
@@ -33,6 +37,12 @@ class Batch:
     keys: tuple[str, ...]
 
     @property
+    def steps(self) -> int:
+        """How many steps the run has: one per asset, raw tables being made by one together."""
+        raw = [asset for asset in self.assets if asset in RAW_ASSETS]
+        return len(self.assets) - len(raw) + bool(raw)
+
+    @property
     def label(self) -> str:
         if not self.keys:
             return self.stage.name
@@ -42,34 +52,60 @@ class Batch:
 
 @dataclass(frozen=True)
 class Range:
-    """The cutoffs that a backfill was asked for, both included."""
+    """The partitions that a backfill is for.
+
+    Args:
+        first: The first cutoff, or slice where only slices are made.
+        last: The last one, included.
+        again: Whether partitions of the range are made even where they are present.
+    """
 
     first: dt.date
     last: dt.date
+    again: bool
 
 
 def wanted_range(
+    partitions: dg.TimeWindowPartitionsDefinition,
     calendar: Calendar,
     first: dt.date | None,
     last: dt.date | None,
     newest: int | None,
     now: dt.datetime,
 ) -> Range | None:
-    """The range that options name: bounds, or the newest cutoffs; None where they name none.
+    """The range that options name: bounds to make again, or the newest keys to complete.
+
+    Args:
+        partitions: What the bounds are keys of: cutoffs, or slices where only these are made.
+        calendar: Explains a bound that does not exist.
+        first: First key to make again.
+        last: Last key to make again.
+        newest: Complete so many of the newest keys.
+        now: Decides which partitions exist.
+
+    Returns:
+        None where no option is given: then everything that is missing is made.
 
     Raises:
-        ValueError: A bound is no cutoff of history, or both forms are given.
+        ValueError: A bound is no partition, there are none, or both forms are given.
     """
+    if newest is None and first is None and last is None:
+        return None
     if newest is not None and (first or last):
         raise ValueError("Give either --last N or --from and --to, not both.")
-    cutoffs = calendar.cutoffs.get_partition_keys(current_time=now)
-    if newest is not None and cutoffs:
-        return Range(parse_key(cutoffs[-newest:][0]), parse_key(cutoffs[-1]))
-    if first is None and last is None:
-        return None
-    bounds = [day.isoformat() for day in (first, last) if day]
-    calendar.require(calendar.cutoffs, bounds, now)
-    return Range(first or parse_key(cutoffs[0]), last or parse_key(cutoffs[-1]))
+    keys = partitions.get_partition_keys(current_time=now)
+    if not keys:
+        raise ValueError(
+            f"There is no cutoff yet: the first is {calendar.first_cutoff}, "
+            f"{calendar.lookback_days} days after CHURN_START ({calendar.start}) or later."
+        )
+    if newest is not None:
+        return Range(parse_key(keys[-newest:][0]), parse_key(keys[-1]), again=False)
+    calendar.require(partitions, [day.isoformat() for day in (first, last) if day], now)
+    first, last = first or parse_key(keys[0]), last or parse_key(keys[-1])
+    if first > last:
+        raise ValueError(f"--from {first} is after --to {last}.")
+    return Range(first, last, again=True)
 
 
 def plan_stage(
@@ -79,6 +115,7 @@ def plan_stage(
     present: Callable[[dg.AssetKey], set[str]],
     now: dt.datetime,
     wanted: Range | None = None,
+    slices_only: bool = False,
 ) -> list[Batch]:
     """The runs that a stage needs.
 
@@ -88,10 +125,11 @@ def plan_stage(
         calendar: Where partitions lie.
         present: The materialized partitions of an asset; `{""}` for one without partitions.
         now: Decides which partitions exist.
-        wanted: Partitions to make even where they are present; None for only what is missing.
+        wanted: The range; None for everything that is missing.
+        slices_only: Whether `wanted` is a range of slices.
     """
     graph = defs.resolve_asset_graph()
-    selected = stage.selection.resolve(graph)
+    selected = defs.resolve_job_def(stage.name).asset_layer.selected_asset_keys
     partitioned = sorted(key for key in selected if graph.get(key).is_partitioned)
     needed: dict[dg.AssetKey, list[str]] = {}
     for asset in partitioned:
@@ -100,7 +138,9 @@ def plan_stage(
         existing = definition.get_partition_keys(current_time=now)
         have = present(asset)
         needed[asset] = [
-            key for key in existing if _is_needed(calendar, definition, key, key in have, wanted)
+            key
+            for key in existing
+            if _is_needed(calendar, definition, key, key in have, wanted, slices_only)
         ]
     order = sorted({key for keys in needed.values() for key in keys})
     batches = []
@@ -121,17 +161,21 @@ def _is_needed(
     key: str,
     is_present: bool,
     wanted: Range | None,
+    slices_only: bool,
 ) -> bool:
     if wanted is None:
         return not is_present
     day = parse_key(key)
-    if definition == calendar.slices:
-        # Labels of the range look beyond its last cutoff, and features before its first.
+    in_range = wanted.first <= day <= wanted.last
+    if definition == calendar.slices and not slices_only:
+        # Features of the range look back for ever, and its labels ahead.
         return not is_present
-    if wanted.first <= day <= wanted.last:
-        return True
-    oldest = calendar.shift(wanted.first, -(2 * calendar.lag + calendar.training_cutoffs - 1))
-    return oldest <= day < wanted.first and not is_present
+    if in_range:
+        return wanted.again or not is_present
+    if is_present or definition in (calendar.scored_cutoffs, calendar.realised_cutoffs):
+        return False
+    # Models of the range learn from these.
+    return calendar.first_training_cutoff(wanted.first) <= day < wanted.first
 
 
 def run_batch(
@@ -218,6 +262,14 @@ def _failure(batch: Batch, result: dg.ExecuteInProcessResult) -> str:
     return f"{batch.label} failed.\n" + "\n".join(lines)
 
 
-def stages(names: Sequence[str] | None) -> list[Stage]:
-    """The stages of the given names, in order; all where none is given."""
+def stages(names: Sequence[str]) -> list[Stage]:
+    """The stages of the given names, in order; all where none is given.
+
+    Raises:
+        ValueError: There is no stage of a name.
+    """
+    known = [stage.name for stage in STAGES]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"There is no stage {name!r}. Stages are {', '.join(known)}.")
     return [stage for stage in STAGES if not names or stage.name in names]

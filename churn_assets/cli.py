@@ -1,4 +1,4 @@
-"""The `churn` command: backfill, status, sql, explain."""
+"""The `churn` command: backfill, status, sql, explain, online."""
 
 import datetime as dt
 import os
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from churn_assets.backfill import Batch
 
-STAGE_NAMES = ("ingest", "features", "training_data")
 DAGSTER_YAML = Path(__file__).parent.parent / "dagster.yaml"
 
 KEY = click.DateTime(formats=["%Y-%m-%d"])
@@ -35,7 +34,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (ValueError, LookupError, OSError) as error:
+    except (ValueError, LookupError, OSError, RuntimeError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
 
@@ -68,36 +67,47 @@ def dagster_instance(settings: Settings) -> "Iterator[dg.DagsterInstance]":
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 110)
+    return Console(width=None if sys.stdout.isatty() else 140)
 
 
 @churn.command()
 @click.option("--from", "first", type=KEY, help="First cutoff to make again, YYYY-MM-DD.")
 @click.option("--to", "last", type=KEY, help="Last cutoff to make again, YYYY-MM-DD.")
-@click.option("--last", "newest", type=click.IntRange(min=1), help="Only the newest N cutoffs.")
-@click.option("--stage", "stages", type=click.Choice(STAGE_NAMES), multiple=True, help="Only this.")
+@click.option("--last", "newest", type=click.IntRange(min=1), help="Complete the newest N cutoffs.")
+@click.option("--stage", "names", multiple=True, help="Only this stage, such as ingest or models.")
 def backfill(
     first: dt.datetime | None,
     last: dt.datetime | None,
     newest: int | None,
-    stages: Sequence[str],
+    names: Sequence[str],
 ) -> None:
-    """Materialize all stages in order; by default everything that is missing."""
+    """Materialize all stages in order; by default everything that is missing.
+
+    With --from and --to, the cutoffs in between are made again, and what they need is made first
+    where it is missing. With --stage ingest alone, the bounds are slices.
+    """
     from churn_assets import backfill as backfills
     from churn_assets.definitions import build_definitions, offline_store
     from churn_assets.inventory import present_partitions
     from churn_assets.stores.offline import write_views
 
-    settings = Settings()
+    settings = Settings.read()
     calendar = settings.calendar()
     defs, store, now = build_definitions(settings), offline_store(settings), dt.datetime.now(dt.UTC)
+    stages = backfills.stages(names)
+    slices_only = list(names) == ["ingest"]
     wanted = backfills.wanted_range(
-        calendar, first and first.date(), last and last.date(), newest, now
+        calendar.slices if slices_only else calendar.cutoffs,
+        calendar,
+        first and first.date(),
+        last and last.date(),
+        newest,
+        now,
     )
     console = _console()
     with dagster_instance(settings) as instance:
-        nothing = True
-        for stage in backfills.stages(stages):
+        made = 0
+        for stage in stages:
             batches = backfills.plan_stage(
                 stage,
                 defs,
@@ -105,17 +115,19 @@ def backfill(
                 lambda asset: present_partitions(defs, store, instance, asset),
                 now,
                 wanted,
+                slices_only,
             )
             for batch in batches:
-                nothing = False
                 with _progress(console, batch) as on_step:
                     try:
                         backfills.run_batch(batch, defs, instance, on_step)
                     except backfills.BackfillFailed as failure:
                         raise click.ClickException(str(failure)) from None
-        if nothing:
+            made += len(batches)
+        if not made:
             console.print("Nothing is missing.")
-        write_views(store, settings.home / "offline_store.duckdb")
+        else:
+            write_views(store, settings.home / "offline_store.duckdb")
 
 
 @contextmanager
@@ -135,10 +147,7 @@ def _progress(console: "Console", batch: "Batch") -> "Iterator[Callable[[str, st
         transient=True,
         disable=not console.is_terminal,
     ) as progress:
-        steps = len({asset.path[-1] for asset in batch.assets if not _is_raw(asset)}) + any(
-            _is_raw(asset) for asset in batch.assets
-        )
-        task = progress.add_task(batch.label, total=steps, step="")
+        task = progress.add_task(batch.label, total=batch.steps, step="")
 
         def on_step(step: str, what: str) -> None:
             if what == "started":
@@ -153,10 +162,6 @@ def _progress(console: "Console", batch: "Batch") -> "Iterator[Callable[[str, st
     console.print(f"[green]✓[/green] {batch.label}: {len(batch.assets)} assets in {seconds:.1f} s")
 
 
-def _is_raw(asset: "dg.AssetKey") -> bool:
-    return asset.path[-1].startswith("raw_") or asset.path[-1] == "quarantined_rows"
-
-
 @churn.command()
 def status() -> None:
     """Partitions per table: present, missing, failed and stale."""
@@ -165,7 +170,7 @@ def status() -> None:
     from churn_assets.definitions import build_definitions, offline_store
     from churn_assets.inventory import inventory
 
-    settings = Settings()
+    settings = Settings.read()
     store = offline_store(settings)
     table = Table("group", "asset", "present", "missing", "failed", "stale", "first gap")
     with dagster_instance(settings) as instance:
@@ -201,7 +206,7 @@ def sql(query: str | None) -> None:
     from churn_assets.refresh_log import refresh_log
     from churn_assets.stores.offline import create_views
 
-    settings = Settings()
+    settings = Settings.read()
     store = offline_store(settings)
     with store.connect() as connection:
         create_views(connection, store)
@@ -252,24 +257,63 @@ def explain(customer_id: str, cutoff: dt.datetime) -> None:
     from churn_assets.definitions import offline_store
     from churn_assets.explain import explain as explain_customer
 
-    settings = Settings()
+    settings = Settings.read()
     calendar = settings.calendar()
     day = cutoff.date()
     calendar.require(calendar.cutoffs, [day.isoformat()], dt.datetime.now(dt.UTC))
-    table = Table("feature", "value", "unit", "window", "source", "rows", "days")
+    table = Table("feature", "value", "unit", "window", "rows", "of", "first day", "last day")
     group = ""
     for row in explain_customer(offline_store(settings), calendar, customer_id, day):
         if row.group != group:
             group = row.group
             table.add_section()
             table.add_row(f"[bold]{group}")
-        days = f"{row.first_day} … {row.last_day}" if row.rows else ""
-        value = (
-            "NULL"
-            if row.value is None
-            else f"{row.value:.6g}"
-            if isinstance(row.value, float)
-            else str(row.value)
+        table.add_row(
+            row.feature,
+            _text(row.value),
+            row.unit,
+            row.window,
+            str(row.rows),
+            row.source,
+            str(row.first_day or ""),
+            str(row.last_day or ""),
         )
-        table.add_row(row.feature, value, row.unit, row.window, row.source, str(row.rows), days)
     _console().print(table)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "NULL"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+@churn.group()
+def online() -> None:
+    """The online store: what is served now."""
+
+
+@online.command()
+@click.argument("customer_id")
+def get(customer_id: str) -> None:
+    """The online row of a customer."""
+    from churn_assets.stores.online import OnlineStore, connect
+
+    settings = Settings.read()
+    store = OnlineStore(connect(settings.home, settings.redis_url))
+    row = store.get(customer_id)
+    if row is None:
+        live = store.live()
+        where = f"version {live.version} ({live.rows:,} customers)" if live else "nothing"
+        raise click.ClickException(f"There is no online row of {customer_id!r}; live is {where}.")
+    for name, value in row.items():
+        click.echo(f"{name}\t{_text(value)}")
+
+
+@online.command()
+def rollback() -> None:
+    """Serve the retained previous version again."""
+    from churn_assets.stores.online import connect, roll_back
+
+    settings = Settings.read()
+    version = roll_back(connect(settings.home, settings.redis_url))
+    click.echo(f"Live is {version} now.")

@@ -285,12 +285,17 @@ class Calendar:
     def mature_cutoffs(self) -> dg.TimeWindowPartitionMapping:
         """The cutoffs that a model at `C` may learn from: never nearer than `C - lag`."""
         return dg.TimeWindowPartitionMapping(
+            # The hold-out, the embargo before it, and the training cutoffs before that.
             start_offset=-(2 * self.lag + self.training_cutoffs - 1),
             end_offset=-self.lag,
             allow_nonexistent_upstream_partitions=True,
         )
 
     # Questions
+
+    def first_training_cutoff(self, cutoff: dt.date) -> dt.date:
+        """The oldest cutoff that a model at `cutoff` may learn from."""
+        return self.shift(cutoff, -(2 * self.lag + self.training_cutoffs - 1))
 
     def slice_window(self, key: str) -> tuple[dt.datetime, dt.datetime]:
         """`[begin, end)` of a slice; the last one ends where history stops."""

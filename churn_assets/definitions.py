@@ -8,11 +8,23 @@ import warnings
 
 import dagster as dg
 
+from churn_assets import (
+    automation,
+    jobs,
+    labels,
+    predictions,
+    raw,
+    registry,
+    rollups,
+    training,
+    truth,
+)
 from churn_assets import features as feature_groups
-from churn_assets import jobs, labels, raw, registry, rollups, training
 from churn_assets.settings import Settings
 from churn_assets.sources import open_source
+from churn_assets.sources.synthetic import Synthetic
 from churn_assets.stores.offline import OfflineIOManager, OfflineStore, duckdb_resource
+from churn_assets.stores.online import OnlineIOManager
 from churn_assets.tables import Table
 
 TABLES: dict[str, Table] = {
@@ -24,7 +36,9 @@ TABLES: dict[str, Table] = {
         *(group.table for group in feature_groups.GROUPS),
         *training.LABEL_SETS,
         training.TRAINING_DATASET,
+        predictions.CHURN_PREDICTIONS,
         registry.FEATURE_REGISTRY,
+        truth.SYNTHETIC_TRUTH,
     )
 }
 
@@ -36,24 +50,33 @@ def offline_store(settings: Settings) -> OfflineStore:
 
 def build_definitions(settings: Settings) -> dg.Definitions:
     """The whole graph for the given settings."""
-    calendar = settings.calendar()
-    store = offline_store(settings)
     # Partition mappings past the edge of history and single-run backfills are marked as beta.
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
+    calendar = settings.calendar()
+    store = offline_store(settings)
+    source = open_source(settings)
+    raw_assets = raw.assets(calendar, source, store)
+    assets = [
+        *raw_assets,
+        *rollups.assets(calendar),
+        *feature_groups.assets(calendar),
+        *labels.assets(calendar, settings.seed),
+        *training.assets(calendar),
+        *registry.assets(calendar, settings.home.parent / "feature_registry.yaml"),
+        *(truth.assets(calendar, source, store) if isinstance(source, Synthetic) else []),
+    ]
     return dg.Definitions(
-        assets=[
-            *raw.assets(calendar, open_source(settings), store),
-            *rollups.assets(calendar),
-            *feature_groups.assets(calendar),
-            *labels.assets(calendar, settings.seed),
-            *training.assets(calendar),
-            *registry.assets(calendar, settings.home.parent / "feature_registry.yaml"),
-        ],
-        jobs=jobs.jobs(),
-        resources={"io_manager": OfflineIOManager(store, calendar)},
+        assets=automation.with_conditions(assets),
+        jobs=jobs.jobs(assets),
+        schedules=[automation.ingestion_schedule(calendar, raw_assets)],
+        sensors=[automation.condition_sensor()],
+        resources={
+            "io_manager": OfflineIOManager(store, calendar),
+            "online_io_manager": OnlineIOManager(store, settings.redis_url),
+        },
         # DuckDB uses every core within a step; a process per step would only add its start-up.
         executor=dg.in_process_executor,
     )
 
 
-defs = build_definitions(Settings())
+defs = build_definitions(Settings.read())

@@ -59,13 +59,13 @@ def explain(
                     f"{calendar.lookback_days} days before. `churn sql` finds customers that are."
                 )
             for feature, value in zip(group.features, row, strict=True):
-                derived = group.derived.get(feature.source)
-                rollup = derived.rollup if derived else feature.source
+                rollup = group.rollup(feature.source)
+                rollup_rows = {rollup: store.scan(store.tables[rollup]).sql}
                 days = window_days(feature.window, calendar.lookback_days)
                 rows, first, last = connection.execute(
                     f"SELECT count(*), min(day), max(day) FROM "
                     f"(SELECT *, {day_number(cutoff)} AS cutoff_day "
-                    f"FROM {store.scan(store.tables[rollup]).sql}) AS rollup_rows "
+                    f"FROM {group.relation(feature.source, rollup_rows)}) AS source_rows "
                     f"WHERE customer_id = ? AND {in_window(days)}",
                     [customer_id],
                 ).fetchall()[0]

@@ -4,6 +4,7 @@ A stage is the set of assets that share a partition definition and can be materi
 range of partitions in one run.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +18,14 @@ class Stage:
     Args:
         name: The job's name.
         groups: Asset groups of the job.
-        also: Further assets, without partitions of their own.
         description: For people.
+        also: Assets of other groups, where the code location has them.
     """
 
     name: str
     groups: tuple[str, ...]
     description: str
     also: tuple[str, ...] = ()
-
-    @property
-    def selection(self) -> dg.AssetSelection:
-        selection = dg.AssetSelection.groups(*self.groups)
-        return selection | dg.AssetSelection.assets(*self.also) if self.also else selection
 
 
 STAGES = (
@@ -38,15 +34,31 @@ STAGES = (
         "features",
         ("features",),
         "Every feature group of a cutoff, and the feature registry.",
-        also=("feature_registry",),
+        also=("feature_registry", "synthetic_truth"),
     ),
     Stage("training_data", ("labels", "training"), "Labels and training data of mature cutoffs."),
+    Stage(
+        "models",
+        ("models", "predictions", "online"),
+        "Models of a cutoff, its champion and predictions, and the online sync.",
+    ),
 )
 
 
-def jobs() -> list[Any]:
-    """One job per stage."""
+def jobs(assets: Iterable[dg.AssetsDefinition]) -> list[Any]:
+    """One job per stage, over those of its assets that there are."""
+    groups = {key: group for asset in assets for key, group in asset.group_names_by_key.items()}
     return [
-        dg.define_asset_job(stage.name, stage.selection, description=stage.description)
+        dg.define_asset_job(
+            stage.name,
+            dg.AssetSelection.assets(
+                *(
+                    key
+                    for key, group in groups.items()
+                    if group in stage.groups or key.path[-1] in stage.also
+                )
+            ),
+            description=stage.description,
+        )
         for stage in STAGES
     ]

@@ -95,7 +95,8 @@ def satisfaction_churn_labels_query(
             GROUP BY customer_id, cutoff_day
         ),
         scored AS (
-            SELECT population.customer_id, cutoff, score, CASE score {probability} END AS p
+            SELECT population.customer_id, cutoff, score,
+                CAST(CASE score {probability} END AS DOUBLE) AS p
             FROM population LEFT JOIN surveys ON surveys.customer_id = population.customer_id
                 AND surveys.cutoff_day = population.cutoff_day
         )

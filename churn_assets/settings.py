@@ -8,12 +8,16 @@ import datetime as dt
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from churn_assets.cutoffs import Cadence, Calendar
 
 DATA = Path("data")
+
+
+class SettingsError(ValueError):
+    """A setting has no valid value; the message names its variable."""
 
 
 class Settings(BaseSettings):
@@ -71,6 +75,23 @@ class Settings(BaseSettings):
             return None
         return end.replace(tzinfo=dt.UTC) if end.tzinfo is None else end.astimezone(dt.UTC)
 
+    @classmethod
+    def read(cls) -> "Settings":
+        """The settings of this process.
+
+        Raises:
+            SettingsError: A variable has no valid value.
+        """
+        try:
+            settings = cls()
+            settings.calendar()
+        except ValidationError as error:
+            wrong = [
+                f"{_variable(str(e['loc'][0]))}={e['input']!r}: {e['msg']}" for e in error.errors()
+            ]
+            raise SettingsError("; ".join(wrong)) from None
+        return settings
+
     @property
     def input_folder(self) -> str:
         """Where input files are looked for: `CHURN_INPUT_DIR`, or `input` beside the state."""
@@ -91,3 +112,9 @@ class Settings(BaseSettings):
             horizon_days=self.horizon_days,
             training_cutoffs=self.training_cutoffs,
         )
+
+
+def _variable(field: str) -> str:
+    return (
+        field.upper() if field.upper().startswith(("REDIS", "MLFLOW")) else f"CHURN_{field.upper()}"
+    )

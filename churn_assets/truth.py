@@ -28,9 +28,7 @@ SYNTHETIC_TRUTH = cutoff_table(
 )
 
 
-def assets(
-    calendar: Calendar, source: Synthetic, store: OfflineStore
-) -> list[dg.AssetsDefinition]:
+def assets(calendar: Calendar, source: Synthetic, store: OfflineStore) -> list[dg.AssetsDefinition]:
     """The truth of each cutoff."""
 
     @dg.asset(
@@ -69,11 +67,13 @@ def assets(
                 JOIN rates USING (customer_id)
                 GROUP BY ALL"""
             ).to_arrow_table()
-            rates = [
-                table[name].to_numpy()
-                for name in ("purchase_rate", "dropout_rate", "activity_rate", "quiet_days")
-            ]
-            best = churn_probability(*rates, horizon_days=calendar.horizon_days)
+            best = churn_probability(
+                table["purchase_rate"].to_numpy(),
+                table["dropout_rate"].to_numpy(),
+                table["activity_rate"].to_numpy(),
+                table["quiet_days"].to_numpy(),
+                calendar.horizon_days,
+            )
             connection.register(
                 "best", table.append_column("best_churn_probability", pa.array(best))
             )

@@ -28,8 +28,6 @@ import redis
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-
-
 from churn_assets.stores import online
 from churn_assets.stores import online_rows as rows
 from churn_assets.stores import online_server as server

@@ -125,10 +125,20 @@ class FeatureGroup:
         """
         days = {DAILY_ACTIVITY.name: float(lookback_days)}
         for source in self.sources:
-            rollup = self.derived[source].rollup if source in self.derived else source
             needed = self.source_days(source, lookback_days)
-            days[rollup] = max(needed, days.get(rollup, 0))
+            days[self.rollup(source)] = max(needed, days.get(self.rollup(source), 0))
         return days
+
+    def relation(self, source: str, relations: Mapping[str, str]) -> str:
+        """The SQL relation of a source, given those of the rollups."""
+        if source not in self.derived:
+            return relations[source]
+        derived = self.derived[source]
+        return f"({derived.sql.replace('{rollup}', relations[derived.rollup])})"
+
+    def rollup(self, source: str) -> str:
+        """The table that a source is made from."""
+        return self.derived[source].rollup if source in self.derived else source
 
     def version(self, feature: Feature) -> str:
         """Changes whenever the feature's definition does."""
@@ -205,16 +215,12 @@ def group_query(
     ]
     joins = []
     for source, features in group.sources.items():
-        relation = relations.get(source, "")
-        if source in group.derived:
-            derived = group.derived[source]
-            relation = f"({derived.sql.replace('{rollup}', relations[derived.rollup])})"
         expressions = ",\n    ".join(
             f"{_expression(feature, lookback_days)} AS {feature.name}" for feature in features
         )
         ctes.append(
             f"{source}_features AS (\n    SELECT customer_id, cutoff_day,\n    {expressions}\n"
-            f"    FROM {relation} AS {source}_rows\n"
+            f"    FROM {group.relation(source, relations)} AS {source}_rows\n"
             f"    JOIN cutoffs ON {in_window(group.source_days(source, lookback_days))}\n"
             "    GROUP BY customer_id, cutoff_day\n)"
         )

@@ -450,7 +450,8 @@ def _preceding_purchase(visits: Visits) -> Array:
 def _geometric(rng: np.random.Generator, first: Array, more: Array | float) -> Array:
     """`first`, and one more with probability `more` again and again, up to MOST_LINES."""
     extra = np.log1p(-rng.random(len(first))) / np.log(np.clip(more, 1e-6, 0.95))
-    return np.minimum(first + np.floor(extra), MOST_LINES).astype(np.int64)
+    lines: Array = np.minimum(first + np.floor(extra), MOST_LINES).astype(np.int64)
+    return lines
 
 
 def _expand(counts: Array) -> tuple[Array, Array]:

@@ -45,7 +45,7 @@ import dagster as dg
 
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.online_rows import OnlineStoreError, RowCodec
-from churn_assets.stores.online_server import redis_url
+from churn_assets.stores.online_server import ServerError, redis_url
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -173,8 +173,8 @@ def publish(
     """Makes `table` what readers get, unless a newer cutoff is live.
 
     `table`: customer_id (string, unique, not NULL), cutoff (optional, the same in every row) and
-    features of the types in `online_rows.PHYSICAL`. Raises OnlineStoreError for any other table, and for
-    an upload that takes longer than `upload_seconds`; then the live version stays live.
+    features of the types in `online_rows.PHYSICAL`. Raises OnlineStoreError for any other table,
+    and for an upload that takes longer than `upload_seconds`; then the live version stays live.
     """
     table, bounds = _by_bucket(table, cutoff)
     codec, rows = RowCodec.encode(table.drop_columns(["customer_id"]), cutoff)
@@ -398,11 +398,20 @@ def _delete_leftovers(client: redis.Redis) -> None:
 def connect(home: Path, url: str | None) -> redis.Redis:
     """A client of the server that `url` names, or else of the private server of `home`.
 
-    Raises ServerError where there is no server, and redis.ConnectionError where it does not answer.
+    Raises ServerError where there is none, or where it does not answer.
     """
     import redis
 
-    return redis.Redis.from_url(redis_url(home, url))
+    client = redis.Redis.from_url(redis_url(home, url))
+    try:
+        client.ping()
+    except redis.RedisError as error:
+        # Never the URL itself: it may hold a password.
+        raise ServerError(
+            f"The server that REDIS_URL names cannot be used: {error} Start it, or unset REDIS_URL "
+            "to use a private one."
+        ) from error
+    return client
 
 
 class OnlineIOManager(dg.IOManager):
