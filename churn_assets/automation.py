@@ -55,7 +55,7 @@ def ingestion_schedule(
     ) -> list[dg.RunRequest] | dg.SkipReason:
         now = context.scheduled_execution_time
         present = set(context.instance.get_materialized_partitions(dg.AssetKey(EVENTS.table.name)))
-        ended = calendar.slices.get_partition_keys(current_time=now)
+        ended = calendar.keys(calendar.slices, now)
         missing = [key for key in ended if key not in present]
         if not missing:
             return dg.SkipReason(f"Every slice up to {ended[-1] if ended else 'now'} is present.")

@@ -93,7 +93,7 @@ def wanted_range(
         return None
     if newest is not None and (first or last):
         raise ValueError("Give either --last N or --from and --to, not both.")
-    keys = partitions.get_partition_keys(current_time=now)
+    keys = calendar.keys(partitions, now)
     if not keys:
         raise ValueError(
             f"There is no cutoff yet: the first is {calendar.first_cutoff}, "
@@ -135,7 +135,7 @@ def plan_stage(
     for asset in partitioned:
         definition = graph.get(asset).partitions_def
         assert isinstance(definition, dg.TimeWindowPartitionsDefinition)
-        existing = definition.get_partition_keys(current_time=now)
+        existing = calendar.keys(definition, now)
         have = present(asset)
         needed[asset] = [
             key
@@ -242,13 +242,13 @@ def _report(
 
 
 def _failure(batch: Batch, result: dg.ExecuteInProcessResult) -> str:
-    """What failed, for which partitions, and why: the innermost error of each failed step."""
+    """What failed, for which partitions, and why: the error below Dagster's own."""
     lines = []
     for event in result.all_events:
         if event.event_type != dg.DagsterEventType.STEP_FAILURE:
             continue
         error = event.step_failure_data.error
-        while error is not None and error.cause is not None:
+        while error is not None and error.cause and (error.cls_name or "").startswith("Dagster"):
             error = error.cause
         message = error.message.strip() if error else "unknown error"
         partitions = f" [{batch.keys[0]} … {batch.keys[-1]}]" if batch.keys else ""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from churn_assets.cutoffs import utc_now
 from churn_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def backfill(
 
     settings = Settings.read()
     calendar = settings.calendar()
-    defs, store, now = build_definitions(settings), offline_store(settings), dt.datetime.now(dt.UTC)
+    defs, store, now = build_definitions(settings), offline_store(settings), utc_now()
     stages = backfills.stages(names)
     slices_only = list(names) == ["ingest"]
     wanted = backfills.wanted_range(
@@ -134,7 +135,7 @@ def backfill(
 def _progress(console: "Console", batch: "Batch") -> "Iterator[Callable[[str, str], None]]":
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    began = dt.datetime.now(dt.UTC)
+    began = utc_now()
     running: list[str] = []
     with Progress(
         SpinnerColumn(),
@@ -158,7 +159,7 @@ def _progress(console: "Console", batch: "Batch") -> "Iterator[Callable[[str, st
             progress.update(task, step=", ".join(running))
 
         yield on_step
-    seconds = (dt.datetime.now(dt.UTC) - began).total_seconds()
+    seconds = (utc_now() - began).total_seconds()
     console.print(f"[green]✓[/green] {batch.label}: {len(batch.assets)} assets in {seconds:.1f} s")
 
 
@@ -179,7 +180,7 @@ def status() -> None:
             store,
             settings.calendar(),
             instance,
-            dt.datetime.now(dt.UTC),
+            utc_now(),
         )
     for row in rows:
         gaps = sorted({*row.missing, *row.failed, *row.stale})
@@ -260,7 +261,7 @@ def explain(customer_id: str, cutoff: dt.datetime) -> None:
     settings = Settings.read()
     calendar = settings.calendar()
     day = cutoff.date()
-    calendar.require(calendar.cutoffs, [day.isoformat()], dt.datetime.now(dt.UTC))
+    calendar.require(calendar.cutoffs, [day.isoformat()], utc_now())
     table = Table("feature", "value", "unit", "window", "rows", "of", "first day", "last day")
     group = ""
     for row in explain_customer(offline_store(settings), calendar, customer_id, day):

@@ -65,6 +65,11 @@ def window_text(cutoff: dt.date, days: float) -> str:
     return f"[{begin}, {cutoff})"
 
 
+def utc_now() -> dt.datetime:
+    """The present, for callers that are not given another one."""
+    return dt.datetime.now(dt.UTC)
+
+
 def midnight(day: dt.date) -> dt.datetime:
     """The UTC instant at which `day` begins."""
     return dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC)
@@ -291,7 +296,52 @@ class Calendar:
             allow_nonexistent_upstream_partitions=True,
         )
 
+    @property
+    def previous_cutoff(self) -> dg.TimeWindowPartitionMapping:
+        """The cutoff before, where there is one."""
+        return dg.TimeWindowPartitionMapping(
+            start_offset=-1, end_offset=-1, allow_nonexistent_upstream_partitions=True
+        )
+
     # Questions
+
+    def _is_of_labels(self, definition: dg.TimeWindowPartitionsDefinition) -> bool:
+        # By identity: definitions with the same keys are equal, and mean different things.
+        return definition is self.labeled_cutoffs or definition is self.realised_cutoffs
+
+    def keys(self, definition: dg.TimeWindowPartitionsDefinition, now: dt.datetime) -> list[str]:
+        """The partition keys that exist at `now`.
+
+        During the period before the first cutoff, Dagster already lists it: with a positive
+        `end_offset` it takes the first window to be the current one. Here it waits for its moment.
+        """
+        keys = definition.get_partition_keys(current_time=now)
+        return [key for key in keys if self.end is not None or midnight(parse_key(key)) <= now]
+
+    def require_arrived(self, keys: Sequence[str], now: dt.datetime) -> None:
+        """Refuse cutoffs that are still to come.
+
+        Raises:
+            ValueError: A cutoff is later than `now`.
+        """
+        for key in keys:
+            if self.end is None and midnight(parse_key(key)) > now:
+                raise ValueError(
+                    f"Cutoff {key} is still to come, now is {now:%Y-%m-%d %H:%M}: what is known by "
+                    f"then is not known yet. Materialize it from {key} on."
+                )
+
+    def require_past_end(self, now: dt.datetime) -> None:
+        """Refuse a `CHURN_END` that is still to come: its partitions would exist before their data.
+
+        Raises:
+            ValueError: History is set to stop in the future.
+        """
+        if self.end is not None and self.end > now:
+            raise ValueError(
+                f"CHURN_END ({self.end:%Y-%m-%d %H:%M}) lies in the future, now is "
+                f"{now:%Y-%m-%d %H:%M}. Unset it: without CHURN_END, history goes up to now."
+            )
 
     def first_training_cutoff(self, cutoff: dt.date) -> dt.date:
         """The oldest cutoff that a model at `cutoff` may learn from."""
@@ -320,7 +370,7 @@ class Calendar:
         Raises:
             ValueError: A key is no boundary, lies outside history, or is not mature yet.
         """
-        existing = definition.get_partition_keys(current_time=now)
+        existing = self.keys(definition, now)
         for key in keys:
             if key in existing:
                 continue
@@ -329,7 +379,7 @@ class Calendar:
             moment = f"CHURN_END is {self.end:%Y-%m-%d}" if self.end else f"today is {now:%Y-%m-%d}"
             if day != self.floor(day):
                 why = f"{self.cadence} cutoffs are at {self.floor(day)} and {self.ceil(day)}"
-            elif definition in (self.labeled_cutoffs, self.realised_cutoffs) and day > (
+            elif self._is_of_labels(definition) and day > (
                 parse_key(existing[-1]) if existing else dt.date.min
             ):
                 why = f"its labels mature on {self.matures_on(day)}; {moment}"

@@ -12,6 +12,8 @@ from churn_assets import (
     automation,
     jobs,
     labels,
+    models,
+    online,
     predictions,
     raw,
     registry,
@@ -26,6 +28,7 @@ from churn_assets.sources.synthetic import Synthetic
 from churn_assets.stores.offline import OfflineIOManager, OfflineStore, duckdb_resource
 from churn_assets.stores.online import OnlineIOManager
 from churn_assets.tables import Table
+from churn_assets.tracking import Tracking
 
 TABLES: dict[str, Table] = {
     table.name: table
@@ -55,6 +58,8 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     calendar = settings.calendar()
     store = offline_store(settings)
     source = open_source(settings)
+    tracking = Tracking(settings.home, settings.mlflow_tracking_uri)
+    economics = settings.economics()
     raw_assets = raw.assets(calendar, source, store)
     assets = [
         *raw_assets,
@@ -62,6 +67,9 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         *feature_groups.assets(calendar),
         *labels.assets(calendar, settings.seed),
         *training.assets(calendar),
+        *models.assets(calendar, store, tracking, economics, settings.seed),
+        *predictions.assets(calendar, store, tracking, economics),
+        *online.assets(calendar),
         *registry.assets(calendar, settings.home.parent / "feature_registry.yaml"),
         *(truth.assets(calendar, source, store) if isinstance(source, Synthetic) else []),
     ]

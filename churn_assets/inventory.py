@@ -84,9 +84,10 @@ def inventory(
         if asset not in graph.materializable_asset_keys:
             continue
         node = graph.get(asset)
+        definition = node.partitions_def
         existing = (
-            node.partitions_def.get_partition_keys(current_time=now)
-            if node.partitions_def
+            calendar.keys(definition, now)
+            if isinstance(definition, dg.TimeWindowPartitionsDefinition)
             else [WHOLE]
         )
         present = present_partitions(defs, store, instance, asset)

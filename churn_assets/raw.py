@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from churn_assets.cutoffs import Calendar, midnight
-from churn_assets.sources import Source, SourceTable
+from churn_assets.cutoffs import Calendar, midnight, utc_now
+from churn_assets.sources import Source, SourceTable, number_as_text
 from churn_assets.stores.offline import OfflineStore, Query, utc
 from churn_assets.tables import CUSTOMER_ID, SLICE, Column, Table
 
@@ -187,6 +187,7 @@ EVENT_DEFAULTS = {
 }
 LOWER_CASE = {"event_type", "channel"}
 VERBATIM = {"text"}
+BLANKS = "' ' || chr(9) || chr(10) || chr(13) || chr(160)"
 FREE_RANGE = (-(10**18), 10**18)
 RANGES = {"satisfaction_score": (1, 5)}
 
@@ -197,14 +198,10 @@ def as_text(expression: str, dtype: str, column: str) -> str:
         return f"CAST({expression} AS VARCHAR)"
     text = f"CAST({expression} AS VARCHAR)"
     if dtype in ("DOUBLE", "FLOAT"):
-        text = (
-            f"CASE WHEN isfinite({expression}) AND {expression} = trunc({expression}) "
-            f"AND abs({expression}) < 1e15 THEN CAST(CAST({expression} AS BIGINT) AS VARCHAR) "
-            f"WHEN NOT isnan({expression}) THEN {text} END"
-        )
+        text = number_as_text(expression)
     if column in LOWER_CASE:
-        text = f"lower(trim({text}))"
-    return f"CASE WHEN trim({text}) <> '' THEN {text} END"
+        text = f"lower(trim({text}, {BLANKS}))"
+    return f"CASE WHEN trim({text}, {BLANKS}) <> '' THEN {text} END"
 
 
 def parsed(expression: str, source_dtype: str, column: Column) -> tuple[str, str]:
@@ -222,7 +219,7 @@ def parsed(expression: str, source_dtype: str, column: Column) -> tuple[str, str
         instant = f"TRY_CAST({given} AS {column.dtype})"
         value = f"CASE WHEN isfinite({instant}) THEN {instant} END"
     elif column.dtype == "BIGINT":
-        exact = f"TRY_CAST({text} AS DECIMAL(38, 6))"
+        exact = f"TRY_CAST({text} AS DECIMAL(38, 15))"
         low, high = RANGES.get(column.name, FREE_RANGE)
         value = (
             f"CASE WHEN {exact} = trunc({exact}) AND {exact} BETWEEN {low} AND {high} "
@@ -249,6 +246,7 @@ def parse_query(
         calendar: Places rows in slices.
     """
     values: list[str] = []
+    bad_row_time = "false"
     bad_times: list[str] = []
     bad_numbers: list[str] = []
     for column in raw.columns:
@@ -260,6 +258,8 @@ def parse_query(
         values.append(f"{value} AS {column.name}")
         is_time = column.dtype in (TIMESTAMPTZ, "DATE")
         (bad_times if is_time else bad_numbers).append(bad)
+        if column.name == raw.timestamp:
+            bad_row_time = bad
     start = utc(midnight(calendar.start))
     first = f"DATE '{calendar.first_slice}'"
     future, last = "false", first
@@ -275,7 +275,7 @@ def parse_query(
             CASE WHEN {raw.timestamp} IS NULL OR {early} THEN {first} WHEN {future} THEN {last}
                 ELSE {calendar.slice_of(raw.timestamp)} END AS slice,
             CASE WHEN customer_id IS NULL THEN 'missing_customer_id'
-                WHEN {raw.timestamp} IS NULL AND NOT bad_time THEN 'missing_timestamp'
+                WHEN {raw.timestamp} IS NULL AND NOT bad_row_time THEN 'missing_timestamp'
                 WHEN bad_time THEN 'unparseable_timestamp'
                 WHEN bad_number THEN 'unparseable_number'
                 WHEN {amount} THEN 'negative_amount'
@@ -283,6 +283,7 @@ def parse_query(
                 WHEN {future} THEN 'future_timestamp' END AS reason,
             ({raw.timestamp} IS NOT NULL AND NOT ({before_start}) AND NOT ({future})) AS in_period
         FROM (SELECT row_number() OVER () AS row_number, {", ".join(values)},
+                {bad_row_time} AS bad_row_time,
                 ({" OR ".join(bad_times) or "false"}) AS bad_time,
                 ({" OR ".join(bad_numbers) or "false"}) AS bad_number
             FROM {source.relation} AS source_rows)
@@ -385,7 +386,7 @@ def assets(
     calendar: Calendar,
     source: Source,
     store: OfflineStore,
-    now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+    now: Callable[[], dt.datetime] = utc_now,
 ) -> list[dg.AssetsDefinition]:
     """The raw tables and their quarantine, written together because a row is in one of them."""
     tables = [*(raw.table for raw in RAW_TABLES), QUARANTINED_ROWS]
@@ -417,8 +418,9 @@ def assets(
     )
     def raw(context: dg.AssetExecutionContext) -> Iterator[dg.Output[Query]]:
         keys = list(context.partition_keys)
+        calendar.require_past_end(now())
         begin, end = calendar.slice_window(keys[0])[0], calendar.slice_window(keys[-1])[1]
-        newest = calendar.slices.get_partition_keys(current_time=now())[-1]
+        newest = calendar.keys(calendar.slices, now())[-1]
         with store.connect() as connection:
             connection.execute(f"CREATE TEMP TABLE rejected_rows AS {QUARANTINED_ROWS.empty()}")
             ingested: dict[str, dict[str, int]] = {}

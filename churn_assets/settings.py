@@ -12,6 +12,7 @@ from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from churn_assets.cutoffs import Cadence, Calendar
+from churn_assets.metrics import Economics
 
 DATA = Path("data")
 
@@ -42,6 +43,11 @@ class Settings(BaseSettings):
     horizon_days: int = Field(28, ge=1, le=730, description="how far labels look ahead")
     lookback_days: int = Field(90, ge=1, le=730, description="activity window and population rule")
     training_cutoffs: int = Field(12, ge=1, le=1000, description="cutoffs a model is trained on")
+    customer_value: float = Field(60.0, gt=0, description="margin of a customer who stays")
+    contact_cost: float = Field(6.0, ge=0, description="cost of contacting a customer")
+    save_rate: float = Field(
+        0.2, gt=0, le=1, description="share of contacted churners who stay because of it"
+    )
     synthetic_customers: int = Field(
         10_000, ge=1, description="customers of the synthetic shop after 18 months"
     )
@@ -101,6 +107,10 @@ class Settings(BaseSettings):
     def dagster_home(self) -> Path:
         """Dagster's own storage, inside the state so that deleting the state is a clean start."""
         return self.home / "dagster"
+
+    def economics(self) -> Economics:
+        """What contacting a customer is worth, which decides the threshold."""
+        return Economics(self.customer_value, self.contact_cost, self.save_rate)
 
     def calendar(self) -> Calendar:
         """The partitions that these settings define."""

@@ -25,7 +25,11 @@ Row = dict[str, Any]
 
 def make_settings(folder: Path, **overrides: Any) -> Settings:
     """Settings of an installation in `folder`, with defaults for everything not given."""
-    values = {"home": folder / "state", "input_dir": folder / "input", "source": "files"}
+    values: dict[str, Any] = {
+        "home": folder / "state",
+        "input_dir": folder / "input",
+        "source": "files",
+    }
     return Settings(_env_file=None, **(values | overrides))
 
 
@@ -52,7 +56,8 @@ def utc_connection() -> duckdb.DuckDBPyConnection:
 def query(sql: str, connection: duckdb.DuckDBPyConnection | None = None) -> list[Row]:
     """The rows of a query as dictionaries; instants are UTC."""
     if connection is not None:
-        return connection.sql(sql).to_arrow_table().to_pylist()
+        rows: list[Row] = connection.sql(sql).to_arrow_table().to_pylist()
+        return rows
     with utc_connection() as own:
         return query(sql, own)
 

@@ -23,8 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from churn_assets import raw
+from churn_assets.backfill import RANGE_END, RANGE_START, BackfillFailed, Batch, run_batch
 from churn_assets.cutoffs import Cadence, Calendar, midnight
-from churn_assets.definitions import offline_store
+from churn_assets.definitions import build_definitions, offline_store
+from churn_assets.jobs import STAGES
 from churn_assets.settings import Settings
 from churn_assets.sources import SourceTable
 from churn_assets.sources.files import Files
@@ -130,11 +132,7 @@ def test_blank_is_missing(blank: str | None) -> None:
         ({"signup_at": "long ago"}, "unparseable_timestamp"),
         ({"premium": "perhaps"}, "unparseable_number"),
         ({"updated_at": None}, "missing_timestamp"),
-        pytest.param(
-            {"updated_at": None, "birth_date": "1990-02-30"},
-            "missing_timestamp",
-            marks=pytest.mark.xfail(strict=True, reason="another unparseable date hides it"),
-        ),
+        ({"updated_at": None, "birth_date": "1990-02-30"}, "missing_timestamp"),
     ],
 )
 def test_reasons_of_profiles(defects: Row, reason: str) -> None:
@@ -258,11 +256,7 @@ def test_amounts_are_exact(value: object, amount: object) -> None:
         ("2", 2),
         ("2.0", 2),
         ("2.5", "unparseable_number"),
-        pytest.param(
-            "2.0000001",
-            "unparseable_number",
-            marks=pytest.mark.xfail(strict=True, reason="rounded to six digits before the check"),
-        ),
+        ("2.0000001", "unparseable_number"),
         ("1e30", "unparseable_number"),
         (None, 1),
         (" ", 1),
@@ -301,7 +295,8 @@ def test_defaults_of_an_event() -> None:
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
-        (" Purchase\t", "purchase"),
+        (" Purchase  ", "purchase"),
+        ("purchase\t", "purchase"),
         ("BROWSE", "page_view"),
         ("remove_from_cart", "remove_from_cart"),
         ("wishlist", "other"),
@@ -332,6 +327,7 @@ def test_of_duplicates_the_first_by_time_and_then_by_file_order_stays() -> None:
         PURCHASE | {"product_id": "stays"},
         PURCHASE | {"product_id": "same time"},
         PURCHASE | {"event_timestamp": "2024-02-01", "amount": "-1", "product_id": "invalid"},
+        PURCHASE | {"event_timestamp": "2024-03-11", "product_id": "again"},
         PURCHASE | {"event_timestamp": "2024-03-10", "product_id": "next slice"},
     ]
     valid, rejected = ingested(rows)
@@ -340,6 +336,7 @@ def test_of_duplicates_the_first_by_time_and_then_by_file_order_stays() -> None:
         (1, "duplicate_id"),
         (3, "duplicate_id"),
         (4, "negative_amount"),
+        (5, "duplicate_id"),
     ]
 
 
@@ -389,13 +386,14 @@ INSTANTS = [
     for edge in (*(midnight(dt.date.fromisoformat(key)) for key in KEYS), midnight(START), END)
     for offset in (-US, 0 * US, US)
 ]
+NEW_YEAR = midnight(dt.date(2024, 1, 1))
 messy_rows = st.lists(
     st.fixed_dictionaries(
         {
             "event_id": st.sampled_from([None, "", "a", "b", "c"]),
             "customer_id": st.sampled_from([None, "c1", "c2"]) | st.just("c3"),
             "event_timestamp": st.sampled_from([None, "", "soon", *map(str, INSTANTS)])
-            | st.datetimes(dt.datetime(2024, 1, 1), dt.datetime(2024, 5, 1)).map(str),
+            | st.timedeltas(0 * US, dt.timedelta(days=120)).map(lambda t: str(NEW_YEAR + t)),
             "event_type": st.sampled_from([None, "purchase", "browse", "?"]),
             "quantity": st.sampled_from([None, "1", "x", "2.5"]),
             "amount": st.sampled_from([None, "1", "-1", "nan"]),
@@ -415,7 +413,7 @@ def fates(rows: list[Row], calendar: Calendar, keys: Sequence[str]) -> Counter[t
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(messy_rows.filter(bool), st.sampled_from(Cadence))
 def test_every_row_is_ingested_or_quarantined_exactly_once(
     rows: list[Row], cadence: Cadence
@@ -424,12 +422,12 @@ def test_every_row_is_ingested_or_quarantined_exactly_once(
     keys = calendar.slices.get_partition_keys()
     whole = fates(rows, calendar, keys)
     assert sorted(number for number, _ in whole.elements()) == sorted(map(str, range(len(rows))))
-    third = len(keys) // 3
-    parts = [keys[:third], keys[third : 2 * third], keys[2 * third :]]
-    assert sum((fates(rows, calendar, part) for part in parts), Counter()) == whole
+    middle = len(keys) // 2
+    parts = [fates(rows, calendar, part) for part in (keys[:middle], keys[middle:])]
+    assert parts[0] + parts[1] == whole
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(messy_rows.filter(bool))
 def test_without_an_end_later_rows_wait(rows: list[Row]) -> None:
     arrived = {int(number) for number, _ in fates(rows, Calendar(START), KEYS[:3])}
@@ -539,10 +537,30 @@ def test_an_empty_slice_has_a_file_with_the_full_schema(run: Run) -> None:
     for table in raw.RAW_TABLES:
         folder = run[0].home / "offline_store" / table.table.name
         schemas = [pq.read_schema(folder / f"slice={k}" / "part-0.parquet") for k in KEYS]
-        assert all(schema.equals(schemas[0]) for schema in schemas)
-        assert schemas[0].names == table.table.column_names
+        types = [dict(zip(schema.names, schema.types, strict=True)) for schema in schemas]
+        assert all(each == types[0] for each in types)
+        assert list(types[0]) == table.table.column_names
     march = run[0].home / "offline_store/raw_events/slice=2024-03-01/part-0.parquet"
     assert pq.read_metadata(march).num_rows == 0
+
+
+@pytest.fixture(scope="module")
+def sliced(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """The same delivery, slice by slice in another order, and one slice twice."""
+    installed = installation(tmp_path_factory.mktemp("sliced"))
+    for key in [KEYS[2], KEYS[0], KEYS[3], KEYS[1], KEYS[0]]:
+        ingest_run(installed, key)
+    return installed
+
+
+RAW_TABLES = [*(table.table.name for table in raw.RAW_TABLES), raw.QUARANTINED_ROWS.name]
+
+
+@pytest.mark.parametrize("table", RAW_TABLES)
+def test_slice_by_slice_gives_the_same_rows_in_the_same_order(
+    run: Run, sliced: Settings, table: str
+) -> None:
+    assert stored(sliced, table) == stored(run[0], table)
 
 
 def files(installed: Settings) -> dict[str, bytes]:
@@ -550,11 +568,15 @@ def files(installed: Settings) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*.parquet")}
 
 
-def test_slice_by_slice_and_again_gives_byte_equal_files(run: Run, tmp_path: Path) -> None:
-    installed = installation(tmp_path)
-    for key in [KEYS[2], KEYS[0], KEYS[3], KEYS[1], KEYS[0]]:
-        ingest_run(installed, key)
-    assert files(installed) == files(run[0])
+def test_a_second_run_gives_byte_equal_files(run: Run) -> None:
+    before = files(run[0])
+    ingest_run(run[0], KEYS[0], KEYS[-1])
+    assert files(run[0]) == before
+
+
+def test_slice_by_slice_gives_byte_equal_files(run: Run, sliced: Settings) -> None:
+    """Else the digests that show stale partitions change although the data did not."""
+    assert files(sliced) == files(run[0])
 
 
 def test_pending_rows_are_counted_in_the_newest_slice(tmp_path: Path) -> None:
@@ -570,10 +592,7 @@ def test_pending_rows_are_counted_in_the_newest_slice(tmp_path: Path) -> None:
             store,
             now=lambda: dt.datetime(2024, 3, 10, tzinfo=dt.UTC),
         ),
-        tags={
-            "dagster/asset_partition_range_start": KEYS[0],
-            "dagster/asset_partition_range_end": KEYS[1],
-        },
+        tags={RANGE_START: KEYS[0], RANGE_END: KEYS[1]},
         resources={"io_manager": OfflineIOManager(store, calendar)},
     )
     events = {
@@ -587,13 +606,14 @@ def test_pending_rows_are_counted_in_the_newest_slice(tmp_path: Path) -> None:
     assert total == 8 + 1
 
 
-def error_of(result: dg.ExecuteInProcessResult) -> str:
-    """The innermost error of the first failed step."""
+def errors_of(result: dg.ExecuteInProcessResult) -> str:
+    """The messages of the first failed step, from the outermost error to its cause."""
     step = next(e for e in result.all_events if e.event_type_value == "STEP_FAILURE")
-    error = step.step_failure_data.error
-    while error is not None and error.cause is not None:
+    error, messages = step.step_failure_data.error, []
+    while error is not None:
+        messages.append(error.message)
         error = error.cause
-    return error.message if error else ""
+    return "\n".join(messages)
 
 
 def test_a_delivery_that_shrank_is_refused_unless_asked_for(tmp_path: Path) -> None:
@@ -604,7 +624,7 @@ def test_a_delivery_that_shrank_is_refused_unless_asked_for(tmp_path: Path) -> N
     refused = ingest_run(installed, KEYS[0], raise_on_error=False)
     assert not refused.success
     for part in ("raw_events 2024-01-01 has 2 rows", "replaced by 1", "CHURN_ALLOW_SHRINK=1"):
-        assert part in error_of(refused)
+        assert part in errors_of(refused)
     assert stored(installed, "raw_events") == before
     ingest_run(installed.model_copy(update={"allow_shrink": True}), KEYS[0])
     assert [row["event_id"] for row in stored(installed, "raw_events")] == ["e1"]
@@ -623,4 +643,15 @@ def test_a_state_folder_that_cannot_be_written_is_named(home: str, tmp_path: Pat
     installed = installation(tmp_path, home=Path(home))
     refused = ingest_run(installed, KEYS[0], raise_on_error=False)
     assert not refused.success
-    assert f"CHURN_HOME ({home}) cannot be written" in error_of(refused)
+    assert f"CHURN_HOME ({home}) cannot be written" in errors_of(refused)
+
+
+def test_a_backfill_names_a_state_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    defs = build_definitions(installation(tmp_path, home=Path("/proc/churn")))
+    raw_assets = tuple(dg.AssetKey(name) for name in RAW_TABLES)
+    batch = Batch(STAGES[0], raw_assets, (KEYS[0],))
+    with (
+        dg.DagsterInstance.ephemeral() as instance,
+        pytest.raises(BackfillFailed, match="CHURN_HOME"),
+    ):
+        run_batch(batch, defs, instance, lambda step, state: None)

@@ -5,10 +5,11 @@ daily rollups and profile versions before `C`; they never pass through Python.
 """
 
 import datetime as dt
+from collections.abc import Callable
 
 import dagster as dg
 
-from churn_assets.cutoffs import Calendar, parse_key
+from churn_assets.cutoffs import Calendar, parse_key, utc_now
 from churn_assets.features.activity import ACTIVITY
 from churn_assets.features.behavior import BEHAVIOR
 from churn_assets.features.group import FeatureGroup, group_query
@@ -37,12 +38,16 @@ def feature_columns() -> list[Column]:
     return [feature.column for group in GROUPS for feature in group.features]
 
 
-def assets(calendar: Calendar) -> list[dg.AssetsDefinition]:
+def assets(
+    calendar: Calendar, now: Callable[[], dt.datetime] = utc_now
+) -> list[dg.AssetsDefinition]:
     """One asset per feature group, computing every cutoff of a range in one query."""
-    return [_asset(group, calendar) for group in GROUPS]
+    return [_asset(group, calendar, now) for group in GROUPS]
 
 
-def _asset(group: FeatureGroup, calendar: Calendar) -> dg.AssetsDefinition:
+def _asset(
+    group: FeatureGroup, calendar: Calendar, now: Callable[[], dt.datetime]
+) -> dg.AssetsDefinition:
     rollup_days = group.rollup_days(calendar.lookback_days)
     code = group_query(group, [ANY_CUTOFF], calendar.lookback_days, {n: n for n in rollup_days})
 
@@ -63,6 +68,7 @@ def _asset(group: FeatureGroup, calendar: Calendar) -> dg.AssetsDefinition:
         metadata={"dagster/column_schema": group.table.as_dagster()},
     )
     def feature_group(context: dg.AssetExecutionContext, **rollups: Scan) -> Query:
+        calendar.require_arrived(context.partition_keys, now())
         cutoffs = [parse_key(key) for key in context.partition_keys]
         bucketed = buckets(*rollups.values())
         return Query(

@@ -66,6 +66,23 @@ def open_source(settings: Settings) -> Source:
             return OnlineRetail(settings.input_folder)
 
 
+def number_as_text(number: str) -> str:
+    """SQL for the text of a floating-point value: whole numbers without a fraction, NaN as NULL.
+
+    Ids become floating-point when a tool has stored them beside missing ones.
+    """
+    return (
+        f"CASE WHEN isfinite({number}) AND {number} = trunc({number}) AND abs({number}) < 1e15 "
+        f"THEN CAST(CAST({number} AS BIGINT) AS VARCHAR) "
+        f"WHEN NOT isnan({number}) THEN CAST({number} AS VARCHAR) END"
+    )
+
+
+def identifier(name: str) -> str:
+    """A column name quoted for SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 def require_columns(required: Set[str], found: list[str], where: str) -> None:
     """Refuse a source that lacks a column, naming it and the columns found."""
     missing = sorted(required - {name.lower() for name in found})

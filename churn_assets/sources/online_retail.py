@@ -29,12 +29,14 @@ TIMESTAMP = (
 )
 REFUND = "starts_with(upper(CAST(InvoiceNo AS VARCHAR)), 'C')"
 SIGN = f"CASE WHEN {REFUND} THEN -1 ELSE 1 END"
+# A cast to a whole number would round a fraction, which `raw` is to refuse.
+PIECES = "TRY_CAST(Quantity AS DECIMAL(18, 6))"
 # What cannot be multiplied stays text, which `raw` finds to be no number.
 AMOUNT = f"""CASE WHEN Quantity IS NOT NULL OR UnitPrice IS NOT NULL THEN coalesce(
-    CAST({SIGN} * TRY_CAST(Quantity AS BIGINT) * TRY_CAST(UnitPrice AS DECIMAL(18, 4)) AS VARCHAR),
+    CAST({SIGN} * {PIECES} * TRY_CAST(UnitPrice AS DECIMAL(18, 4)) AS VARCHAR),
     concat('Quantity ', Quantity, ' of UnitPrice ', UnitPrice)) END"""
 QUANTITY = f"""coalesce(
-    CAST({SIGN} * TRY_CAST(Quantity AS BIGINT) AS VARCHAR), CAST(Quantity AS VARCHAR))"""
+    CAST({SIGN} * {PIECES} AS VARCHAR), CAST(Quantity AS VARCHAR))"""
 
 
 @dataclass(frozen=True)

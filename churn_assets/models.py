@@ -1,0 +1,242 @@
+"""Models: four kinds per cutoff, each trained on the cutoffs whose labels were mature by then.
+
+Grain: one model per kind and scored cutoff `C`. The hold-out `H` is the newest mature cutoff. A
+model is fitted on the cutoffs that were mature at `H` (the embargo: their labels end before the
+features of `H` begin to be judged), graded on `H`, and then refitted on the cutoffs that are mature
+at `C`, `H` included; the refit is what is kept. The grade is therefore that of an earlier fit, and
+for boosting slightly flattering, because the number of rounds was chosen on `H` too.
+
+Models read the training dataset and no feature, label or prediction of `C` or later. Files are in
+`churn_assets.stores.models`, runs in `churn_assets.tracking`.
+"""
+
+import datetime as dt
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from churn_assets.cutoffs import Calendar, parse_key
+from churn_assets.estimators import ESTIMATORS, Estimator, FittedModel, Rows, best_rounds, fit
+from churn_assets.features import GROUPS, feature_columns
+from churn_assets.metrics import Economics, grade
+from churn_assets.stores.models import Manifest, ModelStore
+from churn_assets.stores.offline import OfflineStore
+from churn_assets.tables import Column, sql_version
+from churn_assets.tracking import Tracking
+from churn_assets.training import TRAINING_DATASET
+
+MODELS = tuple(estimator.name for estimator in ESTIMATORS)
+TARGET = "churned"
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Which cutoffs a model learns from.
+
+    Args:
+        cutoff: The scored cutoff.
+        fit: The cutoffs of the fit that is graded.
+        holdout: The cutoff it is graded on.
+        refit: The cutoffs of the fit that is kept, the hold-out included.
+    """
+
+    cutoff: dt.date
+    fit: tuple[dt.date, ...]
+    holdout: dt.date
+    refit: tuple[dt.date, ...]
+
+    @property
+    def needed(self) -> list[str]:
+        """The partitions of the training dataset that it reads."""
+        return [day.isoformat() for day in sorted({*self.fit, *self.refit})]
+
+
+def mature_at(calendar: Calendar, cutoff: dt.date) -> tuple[dt.date, ...]:
+    """The newest `training_cutoffs` whose labels are mature at `cutoff`, oldest first."""
+    last = calendar.shift(cutoff, -calendar.lag)
+    first = calendar.shift(last, 1 - calendar.training_cutoffs)
+    return tuple(calendar.between(max(first, calendar.first_cutoff), last))
+
+
+def training_plan(calendar: Calendar, cutoff: dt.date) -> TrainingPlan:
+    """The cutoffs for fitting, grading and refitting a model at `cutoff`.
+
+    Raises:
+        ValueError: There is no mature hold-out, or no cutoff that was mature at the hold-out.
+    """
+    refit = mature_at(calendar, cutoff)
+    fitted = mature_at(calendar, refit[-1]) if refit else ()
+    if not fitted:
+        lacking = "training cutoff before the hold-out" if refit else "mature hold-out"
+        raise ValueError(
+            f"No model can be trained for {cutoff}: there is no {lacking}. Labels mature after "
+            f"{calendar.lag} periods and the first cutoff is {calendar.first_cutoff}, so the first "
+            f"cutoff with a model is {calendar.first_scored}. Ask for that one or a later one, or "
+            "set CHURN_START earlier."
+        )
+    return TrainingPlan(cutoff, fitted, refit[-1], refit)
+
+
+def require_mature(calendar: Calendar, manifest: Manifest, cutoff: dt.date) -> None:
+    """Refuse to use a model at a cutoff at which some of its training labels were not known.
+
+    Raises:
+        ValueError: Its newest training cutoff was not mature at `cutoff`.
+    """
+    newest = calendar.shift(cutoff, -calendar.lag)
+    if manifest.newest_training_cutoff > newest:
+        raise ValueError(
+            f"{manifest.model} of {manifest.cutoff} cannot be used at {cutoff}: it has learned "
+            f"from the labels of {manifest.newest_training_cutoff}, and at {cutoff} only those up "
+            f"to {newest} were mature. Use a model of {cutoff} or earlier."
+        )
+
+
+def feature_versions() -> dict[str, str]:
+    """The version of every feature as it is defined now."""
+    return {f.name: group.version(f) for group in GROUPS for f in group.features}
+
+
+def train(
+    estimator: Estimator,
+    columns: Sequence[Column],
+    plan: TrainingPlan,
+    read: Callable[[Sequence[dt.date]], Rows],
+    economics: Economics,
+    seed: int,
+) -> tuple[Manifest, FittedModel]:
+    """Fit, grade on the hold-out and refit one kind of model.
+
+    Args:
+        estimator: The kind.
+        columns: The features.
+        plan: The cutoffs.
+        read: Gives the training rows of cutoffs.
+        economics: Decides the threshold.
+        seed: Of everything drawn at random.
+    """
+    training, holdout = read(plan.fit), read([plan.holdout])
+    rounds = best_rounds(estimator, columns, training, holdout, seed)
+    candidate = fit(estimator, columns, training, seed, rounds)
+    metrics = grade(holdout.churned, candidate.probabilities(holdout.features), economics)
+    rows = read(plan.refit)
+    model = fit(estimator, columns, rows, seed, rounds)
+    versions = feature_versions()
+    manifest = Manifest(
+        model=estimator.name,
+        cutoff=plan.cutoff.isoformat(),
+        columns=tuple(columns),
+        feature_versions={column.name: versions[column.name] for column in columns},
+        training_cutoffs=tuple(day.isoformat() for day in plan.refit),
+        holdout=plan.holdout.isoformat(),
+        metrics=metrics,
+        threshold=economics.threshold,
+        rounds=rounds,
+        rows=len(rows),
+        seed=seed,
+        # The grade is the base rate's where the first fit fell back.
+        fallback=model.fallback or candidate.fallback,
+    )
+    return manifest, model
+
+
+def training_rows(store: OfflineStore, cutoffs: Sequence[dt.date]) -> Rows:
+    """Features and labels of cutoffs, in the order of cutoff and customer: fits depend on it.
+
+    Raises:
+        FileNotFoundError: A partition of the training dataset is not there.
+    """
+    scan = store.scan(TRAINING_DATASET, [day.isoformat() for day in cutoffs])
+    names = ", ".join([column.name for column in feature_columns()])
+    with store.connect() as connection:
+        frame = connection.execute(
+            f"SELECT {names}, {TARGET} FROM {scan.sql} ORDER BY cutoff, customer_id"
+        ).df()
+    return Rows(frame.drop(columns=TARGET), frame[TARGET].to_numpy())
+
+
+def assets(
+    calendar: Calendar,
+    store: OfflineStore,
+    tracking: Tracking,
+    economics: Economics,
+    seed: int,
+) -> list[dg.AssetsDefinition]:
+    """One asset per kind of model."""
+    model_store = ModelStore(store.home)
+    columns = feature_columns()
+
+    def model_asset(estimator: Estimator) -> dg.AssetsDefinition:
+        @dg.asset(
+            name=estimator.name,
+            description=f"{estimator.description}\n\n{__doc__}",
+            deps=[dg.AssetDep(TRAINING_DATASET.name, partition_mapping=calendar.mature_cutoffs)],
+            partitions_def=calendar.scored_cutoffs,
+            backfill_policy=dg.BackfillPolicy.single_run(),
+            code_version=sql_version(
+                inspect.getsource(estimator.build),
+                *(f"{name} {version}" for name, version in feature_versions().items()),
+            ),
+            group_name="models",
+            kinds={"xgboost" if "xgboost" in estimator.name else "scikitlearn", "mlflow"},
+            owners=["team:ml"],
+            tags={"layer": "models"},
+        )
+        def model(context: dg.AssetExecutionContext) -> None:
+            for key in context.partition_keys:
+                began = time.monotonic()
+                plan = training_plan(calendar, parse_key(key))
+                manifest, fitted = train(
+                    estimator,
+                    columns,
+                    plan,
+                    lambda cutoffs: training_rows(store, cutoffs),
+                    economics,
+                    seed,
+                )
+                manifest = model_store.write(manifest, fitted)
+                run_id = tracking.record(manifest, parameters(manifest, fitted), context.run_id)
+                seconds = time.monotonic() - began
+                metadata = model_metadata(manifest, tracking, run_id) | {"seconds": seconds}
+                context.add_asset_metadata(metadata, partition_key=key)
+                auc = manifest.metrics.get("roc_auc")
+                context.log.info(
+                    f"{estimator.name} {key}: AUC {auc and round(auc, 4)} on {manifest.holdout}, "
+                    f"{manifest.rows:,} rows, {seconds:.1f} s"
+                )
+
+        return model
+
+    return [model_asset(estimator) for estimator in ESTIMATORS]
+
+
+def parameters(manifest: Manifest, model: FittedModel) -> dict[str, object]:
+    """What MLflow shows as parameters: how the model was fitted."""
+    classifier = model.pipeline if model.fallback else model.pipeline["classifier"]
+    chosen = {k: v for k, v in classifier.get_params().items() if v is not None}
+    return chosen | {
+        "rounds": manifest.rounds,
+        "rows": manifest.rows,
+        "seed": manifest.seed,
+        "threshold": manifest.threshold,
+    }
+
+
+def model_metadata(manifest: Manifest, tracking: Tracking, run_id: str) -> dict[str, Any]:
+    """What Dagster shows of a model; floats are plotted over cutoffs."""
+    url = tracking.run_url(run_id)
+    return {
+        **manifest.metrics,
+        "threshold": manifest.threshold,
+        "training_rows": manifest.rows,
+        "rounds": manifest.rounds,
+        "training_cutoffs": ", ".join(manifest.training_cutoffs),
+        "holdout": manifest.holdout,
+        "model_version": manifest.version,
+        "fallback": manifest.fallback or "no",
+        "mlflow_run": dg.MetadataValue.url(url) if url else dg.MetadataValue.text(run_id),
+    }

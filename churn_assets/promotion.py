@@ -1,0 +1,130 @@
+"""Which model becomes the champion of a cutoff: one pure function, and the reason in words.
+
+Everything is graded on the same hold-out `H`, the newest cutoff whose labels are mature. That is
+fair to both sides. A candidate of `C` is graded by its fit on cutoffs up to `H - lag`, which has
+seen nothing of `H`; the model that is then put to use is refitted with `H` and is, if anything,
+better. The incumbent was trained for an earlier cutoff, so its refit ends before `H`: grading the
+refit on `H` is honest too. Both have then learned from about the same cutoffs (with a lag of one
+period, from exactly the same), so what is compared is the kind of model, and the newer fit of the
+same kind is preferred unless it has become worse.
+"""
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Another kind of model replaces the incumbent only when it ranks clearly better: on 2,000 customers
+# the AUCs of two good models differ by 0.004 by chance (bootstrap on the UCI hold-outs 2011-03-01
+# and 2011-04-01), and every change of kind changes the explanations people are used to.
+SWITCH_MARGIN = 0.005
+
+# A newer fit of the incumbent's kind has learned from newer customers. It is preferred unless it
+# ranks worse than chance explains: two and a half of the standard errors above.
+REFRESH_TOLERANCE = 0.01
+
+# Each refresh may lose a little against the one before, and many littles add up: below this AUC
+# nothing is promoted. A coin reaches 0.55 by chance once in 30,000 hold-outs of 2,000 customers.
+MINIMUM_AUC = 0.55
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A model with its grade.
+
+    Args:
+        model: The kind: the model asset's name.
+        cutoff: The cutoff that it was trained for.
+        roc_auc: On the common hold-out; None where that cannot grade (one class only).
+    """
+
+    model: str
+    cutoff: dt.date
+    roc_auc: float | None
+
+    def __str__(self) -> str:
+        grade = "not graded" if self.roc_auc is None else f"AUC {self.roc_auc:.4f}"
+        return f"{self.model} of {self.cutoff} ({grade})"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The champion and why.
+
+    Args:
+        chosen: The model to use.
+        promoted: Whether that is a new model; False where the incumbent stays, and where a first
+            model is used although it is not good enough to be promoted.
+        reason: For people.
+        challenger: The best candidate that was not chosen.
+    """
+
+    chosen: Graded
+    promoted: bool
+    reason: str
+    challenger: Graded | None
+
+
+def decide_promotion(candidates: Sequence[Graded], incumbent: Graded | None) -> Decision:
+    """Choose among the candidates of a cutoff and the champion of the previous one.
+
+    Args:
+        candidates: Graded on the common hold-out; earlier ones win ties.
+        incumbent: Graded on the same hold-out, or None where there is none that can score.
+
+    Raises:
+        ValueError: There is nothing to choose from.
+    """
+    newer = [c for c in candidates if incumbent is None or c.cutoff > incumbent.cutoff]
+    ranked = sorted(newer, key=lambda c: -1.0 if c.roc_auc is None else c.roc_auc, reverse=True)
+    best = ranked[0] if ranked else None
+    good = best is not None and best.roc_auc is not None and best.roc_auc >= MINIMUM_AUC
+
+    def decide(chosen: Graded, reason: str, promoted: bool = True) -> Decision:
+        challenger = next((c for c in ranked if c is not chosen), None)
+        return Decision(chosen, promoted, reason, challenger)
+
+    if incumbent is None:
+        if best is None:
+            raise ValueError(
+                "There is no champion to choose: neither a candidate nor an incumbent was given. "
+                "Materialize the model assets of this cutoff first."
+            )
+        if good:
+            return decide(best, f"{best} is the best candidate and there is no incumbent.")
+        return decide(
+            best,
+            f"{best} does not reach the floor of {MINIMUM_AUC}, but there is nothing else to use.",
+            promoted=False,
+        )
+    if best is None:
+        return decide(incumbent, f"{incumbent} stays: no candidate is newer.", promoted=False)
+    if best.roc_auc is None or incumbent.roc_auc is None:
+        return decide(
+            incumbent, f"{incumbent} stays: the hold-out cannot grade {best}.", promoted=False
+        )
+    if not good:
+        return decide(
+            incumbent,
+            f"{incumbent} stays: {best} does not reach the floor of {MINIMUM_AUC}.",
+            promoted=False,
+        )
+    if best.roc_auc >= incumbent.roc_auc + SWITCH_MARGIN:
+        return decide(best, f"{best} beats {incumbent} by {SWITCH_MARGIN} or more.")
+    newest = next((c for c in ranked if c.model == incumbent.model), None)
+    if newest is None or newest.roc_auc is None:
+        return decide(
+            incumbent,
+            f"{incumbent} stays: {best} does not beat it by {SWITCH_MARGIN}.",
+            promoted=False,
+        )
+    if newest.roc_auc < max(incumbent.roc_auc - REFRESH_TOLERANCE, MINIMUM_AUC):
+        return decide(
+            incumbent,
+            f"{incumbent} stays: its newer fit, {newest}, is worse than the tolerated "
+            f"{REFRESH_TOLERANCE}, and {best} does not beat it by {SWITCH_MARGIN}.",
+            promoted=False,
+        )
+    return decide(
+        newest,
+        f"{newest} renews {incumbent}; no other kind beats that by {SWITCH_MARGIN}.",
+    )

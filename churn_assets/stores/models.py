@@ -1,0 +1,264 @@
+"""Model artefacts: what a model is made of, on disk, complete or not there.
+
+Layout: `<home>/models/<model>/cutoff=<YYYY-MM-DD>/<version>/` holds the model's files and its
+manifest; `manifest.json` beside that folder is a copy that names the current version and is
+replaced in one step. A reader therefore sees one model or the other, never a mix, and a killed run
+leaves the previous one. The version that was just replaced stays until the next, for readers that
+are about to open it.
+
+scikit-learn pipelines are written by skops: a pickle would run whatever it contains when it is
+opened, skops builds only the types named here. XGBoost has a format of its own that later versions
+still read. Both formats differ from write to write (skops writes memory addresses), so the version
+is a digest of the fitted state and the manifest, which equal data, seed and libraries reproduce.
+"""
+
+import datetime as dt
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from churn_assets.cutoffs import parse_key
+from churn_assets.estimators import FittedModel
+from churn_assets.tables import Column
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MANIFEST = "manifest.json"
+PIPELINE = "pipeline.skops"
+BOOSTER = "classifier.ubj"
+TRUSTED_TYPES = [
+    "churn_assets.estimators.signed_log",
+    "numpy.dtype",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.tree._tree.Tree",
+]
+
+
+class FeatureMismatch(ValueError):
+    """A model was asked to score features that are not those it was trained on."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a model is and where it comes from.
+
+    Args:
+        model: The model asset's name.
+        cutoff: The cutoff that it was trained for.
+        columns: Its features: name, type, description and unit, in order.
+        feature_versions: The version of each feature's definition.
+        training_cutoffs: The cutoffs it was fitted on, the hold-out included.
+        holdout: The cutoff on which the metrics were measured, by a fit that had not seen it.
+        metrics: See `churn_assets.metrics.grade`; of that earlier fit.
+        threshold: The probability from which a customer counts as CHURN RISK.
+        rounds: Boosting rounds; 0 without boosting.
+        rows: Training rows.
+        seed: Of everything drawn at random.
+        fallback: Why it is the base rate; empty where it is not.
+        libraries: Versions of the libraries that fitted it.
+        state: Digest of the fitted pipeline.
+        version: Digest of all of the above.
+    """
+
+    model: str
+    cutoff: str
+    columns: tuple[Column, ...]
+    feature_versions: Mapping[str, str]
+    training_cutoffs: tuple[str, ...]
+    holdout: str
+    metrics: Mapping[str, float]
+    threshold: float
+    rounds: int
+    rows: int
+    seed: int
+    fallback: str
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    state: str = ""
+    version: str = ""
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        content: dict[str, Any] = json.loads(text)
+        content["columns"] = tuple(Column(**column) for column in content["columns"])
+        content["training_cutoffs"] = tuple(content["training_cutoffs"])
+        return cls(**content)
+
+    @property
+    def newest_training_cutoff(self) -> dt.date:
+        return parse_key(self.training_cutoffs[-1])
+
+
+@dataclass(frozen=True)
+class ModelStore:
+    """Model artefacts and champion decisions under one folder.
+
+    Args:
+        home: The state folder (`CHURN_HOME`).
+    """
+
+    home: Path
+
+    def folder(self, asset: str, cutoff: str) -> Path:
+        return self.home / "models" / asset / f"cutoff={cutoff}"
+
+    def write(self, manifest: Manifest, model: FittedModel) -> Manifest:
+        """Publish a model, and give its manifest with libraries, digests and version filled in."""
+        import joblib
+
+        manifest = replace(manifest, libraries=libraries(), state=joblib.hash(model.pipeline))
+        content = json.dumps(asdict(manifest), sort_keys=True)
+        manifest = replace(manifest, version=hashlib.sha256(content.encode()).hexdigest()[:16])
+        text = json.dumps(asdict(manifest), indent=2)
+
+        folder = self.folder(manifest.model, manifest.cutoff)
+        previous = self.find(manifest.model, manifest.cutoff)
+        target = folder / manifest.version
+        if not target.exists():
+            staged = self._staging() / uuid.uuid4().hex
+            staged.mkdir()
+            _write_pipeline(model.pipeline, staged)
+            (staged / MANIFEST).write_text(text)
+            folder.mkdir(parents=True, exist_ok=True)
+            _move(staged, target)
+        self.write_json(folder / MANIFEST, text)
+        keep = {manifest.version, previous.version if previous else ""}
+        for leftover in folder.iterdir():
+            if leftover.is_dir() and leftover.name not in keep:
+                shutil.rmtree(leftover)
+        return manifest
+
+    def write_json(self, path: Path, text: str) -> None:
+        """Replace a file in one step."""
+        staged = self._staging() / uuid.uuid4().hex
+        with staged.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged.replace(path)
+
+    def find(self, model: str, cutoff: str) -> Manifest | None:
+        """The manifest of a model, or None where there is no such model."""
+        path = self.folder(model, cutoff) / MANIFEST
+        return Manifest.from_json(path.read_text()) if path.exists() else None
+
+    def manifest(self, model: str, cutoff: str) -> Manifest:
+        """The manifest of a model.
+
+        Raises:
+            FileNotFoundError: There is no such model.
+        """
+        manifest = self.find(model, cutoff)
+        if manifest is None:
+            raise FileNotFoundError(
+                f"There is no {model} for cutoff {cutoff} in {self.home / 'models'}. Materialize "
+                f"{model} {cutoff} first, for example with `churn backfill --stage models`."
+            )
+        return manifest
+
+    def artefact(self, manifest: Manifest) -> Path:
+        """The folder with a model's files."""
+        return self.folder(manifest.model, manifest.cutoff) / manifest.version
+
+    def load(self, manifest: Manifest, feature_versions: Mapping[str, str]) -> FittedModel:
+        """A model, provided that the features are still those it was trained on.
+
+        Args:
+            manifest: Says which.
+            feature_versions: The version of every feature as it is defined now.
+
+        Raises:
+            FeatureMismatch: A feature was changed or removed since.
+        """
+        refuse_other_features(manifest, feature_versions)
+        return read_artefact(self.artefact(manifest))
+
+    def _staging(self) -> Path:
+        folder = self.home / "staging"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def refuse_other_features(manifest: Manifest, feature_versions: Mapping[str, str]) -> None:
+    """Raise unless every feature of the model is defined as it was when it was trained."""
+    changed = [
+        name
+        for name, version in manifest.feature_versions.items()
+        if feature_versions.get(name) != version
+    ]
+    if changed:
+        raise FeatureMismatch(
+            f"{manifest.model} {manifest.cutoff} cannot score: it was trained on other versions of "
+            f"{len(changed)} features, the first is {changed[0]}. Materialize the features, the "
+            "training data and then the model again, for example with `churn backfill`."
+        )
+
+
+def read_artefact(folder: Path) -> FittedModel:
+    """The model in an artefact folder, whatever the features are now."""
+    import skops.io
+
+    manifest = Manifest.from_json((folder / MANIFEST).read_text())
+    pipeline = skops.io.load(folder / PIPELINE, trusted=TRUSTED_TYPES)
+    if (folder / BOOSTER).exists():
+        from xgboost import XGBClassifier
+
+        classifier = XGBClassifier(n_jobs=1)
+        classifier.load_model(folder / BOOSTER)
+        pipeline.steps.append(("classifier", classifier))
+    return FittedModel(manifest.columns, pipeline, manifest.fallback)
+
+
+def _write_pipeline(pipeline: Any, folder: Path) -> None:
+    import zipfile
+
+    import skops.io
+    from sklearn.pipeline import Pipeline
+
+    compressed = {"compression": zipfile.ZIP_DEFLATED, "compresslevel": 1}
+    if isinstance(pipeline, Pipeline) and hasattr(pipeline["classifier"], "get_booster"):
+        pipeline["classifier"].save_model(folder / BOOSTER)
+        pipeline = pipeline[:-1]
+    skops.io.dump(pipeline, folder / PIPELINE, **compressed)
+
+
+def _move(staged: Path, target: Path) -> None:
+    """Rename a staged folder; another run may have published the same version meanwhile."""
+    for path in staged.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    try:
+        staged.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+        shutil.rmtree(staged)
+
+
+def libraries() -> dict[str, str]:
+    """Versions of the libraries that decide what a fit gives."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("numpy", "pandas", "scikit-learn", "xgboost")}
+
+
+class _ScoringModel:
+    """What MLflow loads: features in, P(churn) out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = read_artefact(folder)
+
+    def predict(self, features: "pd.DataFrame", params: object = None) -> Any:
+        return self.model.probabilities(features)
+
+
+def _load_pyfunc(path: str) -> _ScoringModel:
+    """MLflow's entry point (`loader_module`)."""
+    return _ScoringModel(Path(path))
