@@ -6,7 +6,7 @@ export DAGSTER_HOME ?= $(CHURN_HOME)/dagster
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: setup test check dev lock
+.PHONY: setup demo test check dev bench lock
 
 setup: .venv/installed  ## only the installation, exact versions from requirements.lock
 
@@ -28,6 +28,13 @@ check: .venv/installed-dev  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+demo: .venv/installed $(DAGSTER_HOME)/dagster.yaml  ## a synthetic shop through the whole graph
+	$(BIN)/churn backfill --last 12
+	$(BIN)/churn report
+
+bench: .venv/installed  ## the benchmarks
+	$(BIN)/python -m benchmarks.history
 
 dev: .venv/installed $(DAGSTER_HOME)/dagster.yaml  ## the web UI and daemon on http://localhost:3000
 	$(BIN)/dagster dev --workspace workspace.yaml --port 3000

@@ -52,7 +52,7 @@ def run(
         if event.event_type == dg.DagsterEventType.STEP_SUCCESS
     )
     written = sum(
-        materialization.metadata["seconds"].value
+        float(str(materialization.metadata["seconds"].value))
         for event in result.all_events
         if event.event_type == dg.DagsterEventType.ASSET_MATERIALIZATION
         and "seconds" in (materialization := event.materialization).metadata

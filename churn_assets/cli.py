@@ -197,6 +197,44 @@ def status() -> None:
 
 
 @churn.command()
+def report() -> None:
+    """What there is: rows per table, champion and hold-out AUC per cutoff, where to look next."""
+    from rich.table import Table
+
+    from churn_assets.definitions import offline_store
+    from churn_assets.report import cutoff_reports, rows_per_table
+
+    settings = Settings.read()
+    store, console = offline_store(settings), _console()
+    tables = Table("table", "partitions", "rows", title="Offline store", title_justify="left")
+    for name, (partitions, rows) in rows_per_table(store).items():
+        tables.add_row(name, str(partitions), f"{rows:,}")
+    console.print(tables)
+    reports = cutoff_reports(store, settings.calendar())
+    cutoffs = Table("cutoff", "champion", "graded on", "AUC", "best possible", "why")
+    for row in reports:
+        cutoffs.add_row(
+            str(row.cutoff),
+            row.champion,
+            row.holdout,
+            "" if row.auc is None else f"{row.auc:.3f}",
+            "" if row.best_auc is None else f"{row.best_auc:.3f}",
+            row.reason,
+        )
+    console.print(cutoffs)
+    console.print(
+        "Where to look next\n"
+        "  make dev                           the graph, every partition and plot, on "
+        "http://localhost:3000\n"
+        "  .venv/bin/churn sql                DuckDB over all tables\n"
+        "  .venv/bin/churn explain ID CUTOFF  where a customer's features come from\n"
+        "  .venv/bin/churn online get ID      the row that is served\n"
+        f"  all state                          {settings.home}",
+        highlight=False,
+    )
+
+
+@churn.command()
 @click.argument("query", required=False)
 def sql(query: str | None) -> None:
     """Run a DuckDB query over the offline store; without one, read queries from standard input.

@@ -25,7 +25,7 @@ from churn_assets import features as feature_groups
 from churn_assets.settings import Settings
 from churn_assets.sources import open_source
 from churn_assets.sources.synthetic import Synthetic
-from churn_assets.stores.offline import OfflineIOManager, OfflineStore, duckdb_resource
+from churn_assets.stores.offline import OfflineIOManager, OfflineStore, duckdb_config
 from churn_assets.stores.online import OnlineIOManager
 from churn_assets.tables import Table
 from churn_assets.tracking import Tracking
@@ -48,7 +48,7 @@ TABLES: dict[str, Table] = {
 
 def offline_store(settings: Settings) -> OfflineStore:
     """The offline store of an installation."""
-    return OfflineStore(settings.home, TABLES, duckdb_resource(settings), settings.allow_shrink)
+    return OfflineStore(settings.home, TABLES, duckdb_config(settings), settings.allow_shrink)
 
 
 def build_definitions(settings: Settings) -> dg.Definitions:

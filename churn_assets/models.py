@@ -13,14 +13,14 @@ Models read the training dataset and no feature, label or prediction of `C` or l
 import datetime as dt
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, parse_key
-from churn_assets.estimators import ESTIMATORS, Estimator, FittedModel, Rows, best_rounds, fit
+from churn_assets.estimators import ESTIMATORS, Estimator, FittedModel, Rows, fit, trial
 from churn_assets.features import GROUPS, feature_columns
 from churn_assets.metrics import Economics, grade
 from churn_assets.stores.models import Manifest, ModelStore
@@ -31,6 +31,10 @@ from churn_assets.training import TRAINING_DATASET
 
 MODELS = tuple(estimator.name for estimator in ESTIMATORS)
 TARGET = "churned"
+
+# More rows are drawn down to so many. On the synthetic shop 155,000 instead of 387,000 rows cost
+# .001 AUC (XGBoost .7578 instead of .7587) and save two thirds of the time.
+MOST_TRAINING_ROWS = 150_000
 
 
 @dataclass(frozen=True)
@@ -120,11 +124,9 @@ def train(
         seed: Of everything drawn at random.
     """
     training, holdout = read(plan.fit), read([plan.holdout])
-    rounds = best_rounds(estimator, columns, training, holdout, seed)
-    candidate = fit(estimator, columns, training, seed, rounds)
-    metrics = grade(holdout.churned, candidate.probabilities(holdout.features), economics)
+    tried = trial(estimator, columns, training, holdout, seed)
     rows = read(plan.refit)
-    model = fit(estimator, columns, rows, seed, rounds)
+    model = fit(estimator, columns, rows, seed, tried.rounds)
     versions = feature_versions()
     manifest = Manifest(
         model=estimator.name,
@@ -133,15 +135,43 @@ def train(
         feature_versions={column.name: versions[column.name] for column in columns},
         training_cutoffs=tuple(day.isoformat() for day in plan.refit),
         holdout=plan.holdout.isoformat(),
-        metrics=metrics,
+        metrics=grade(holdout.churned, tried.probabilities, economics),
         threshold=economics.threshold,
-        rounds=rounds,
+        rounds=tried.rounds,
         rows=len(rows),
         seed=seed,
         # The grade is the base rate's where the first fit fell back.
-        fallback=model.fallback or candidate.fallback,
+        fallback=model.fallback or tried.fallback,
     )
     return manifest, model
+
+
+def train_all(
+    estimator: Estimator,
+    columns: Sequence[Column],
+    plans: Sequence[TrainingPlan],
+    store: OfflineStore,
+    economics: Economics,
+    seed: int,
+) -> Iterator[tuple[Manifest, FittedModel]]:
+    """Train one kind of model for several cutoffs, in their order and on all cores.
+
+    A fit uses one thread, so that its sums do not depend on their number; cutoffs are independent
+    of each other, so they share the cores instead.
+    """
+    from joblib import Parallel, cpu_count, delayed
+
+    def train_cutoff(plan: TrainingPlan) -> tuple[Manifest, FittedModel]:
+        def read(cutoffs: Sequence[dt.date]) -> Rows:
+            return training_rows(store, cutoffs)
+
+        return train(estimator, columns, plan, read, economics, seed)
+
+    workers = Parallel(n_jobs=min(len(plans), cpu_count()), return_as="generator")
+    trained: Iterator[tuple[Manifest, FittedModel]] = workers(
+        delayed(train_cutoff)(plan) for plan in plans
+    )
+    return trained
 
 
 def training_rows(store: OfflineStore, cutoffs: Sequence[dt.date]) -> Rows:
@@ -152,9 +182,14 @@ def training_rows(store: OfflineStore, cutoffs: Sequence[dt.date]) -> Rows:
     """
     scan = store.scan(TRAINING_DATASET, [day.isoformat() for day in cutoffs])
     names = ", ".join([column.name for column in feature_columns()])
+    drawn = "true"
+    if scan.rows > MOST_TRAINING_ROWS:
+        # By a digest of the customer: the same customers in every run and at every cutoff.
+        bound = 2**32 * MOST_TRAINING_ROWS // scan.rows
+        drawn = f"CAST('0x' || md5(customer_id)[:8] AS BIGINT) < {bound}"
     with store.connect() as connection:
         frame = connection.execute(
-            f"SELECT {names}, {TARGET} FROM {scan.sql} ORDER BY cutoff, customer_id"
+            f"SELECT {names}, {TARGET} FROM {scan.sql} WHERE {drawn} ORDER BY cutoff, customer_id"
         ).df()
     return Rows(frame.drop(columns=TARGET), frame[TARGET].to_numpy())
 
@@ -187,20 +222,13 @@ def assets(
             tags={"layer": "models"},
         )
         def model(context: dg.AssetExecutionContext) -> None:
-            for key in context.partition_keys:
-                began = time.monotonic()
-                plan = training_plan(calendar, parse_key(key))
-                manifest, fitted = train(
-                    estimator,
-                    columns,
-                    plan,
-                    lambda cutoffs: training_rows(store, cutoffs),
-                    economics,
-                    seed,
-                )
+            plans = [training_plan(calendar, parse_key(key)) for key in context.partition_keys]
+            began = time.monotonic()
+            trained = train_all(estimator, columns, plans, store, economics, seed)
+            for key, (manifest, fitted) in zip(context.partition_keys, trained, strict=True):
                 manifest = model_store.write(manifest, fitted)
-                run_id = tracking.record(manifest, parameters(manifest, fitted), context.run_id)
-                seconds = time.monotonic() - began
+                run_id = tracking.record(manifest, parameters(manifest, fitted), context.run.run_id)
+                seconds, began = time.monotonic() - began, time.monotonic()
                 metadata = model_metadata(manifest, tracking, run_id) | {"seconds": seconds}
                 context.add_asset_metadata(metadata, partition_key=key)
                 auc = manifest.metrics.get("roc_auc")

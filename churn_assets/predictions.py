@@ -9,6 +9,7 @@ decision on disk and never from a registry, so a backfill cannot meet a model fr
 import datetime as dt
 import inspect
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -232,6 +233,7 @@ def assets(
     def champion_model(context: dg.AssetExecutionContext) -> None:
         # In order: the champion of one cutoff is the incumbent of the next.
         for key in sorted(context.partition_keys):
+            began = time.monotonic()
             champion, decision = choose_champion(
                 calendar, store, model_store, parse_key(key), economics
             )
@@ -245,7 +247,10 @@ def assets(
                     CHALLENGER: challenger or None,
                 },
             )
-            metadata = champion_metadata(champion, decision) | {"aliases_moved": moved}
+            metadata = champion_metadata(champion, decision) | {
+                "aliases_moved": moved,
+                "seconds": time.monotonic() - began,
+            }
             context.add_asset_metadata(metadata, partition_key=key)
             context.log.info(f"{key}: {champion.reason}")
 

@@ -42,7 +42,6 @@ def refresh_log(instance: dg.DagsterInstance) -> "pa.Table":
         run = record.dagster_run
         planned, done = _events(instance, run.run_id)
         started_by = next((run.tags[tag] for tag in STARTED_BY if tag in run.tags), "user")
-        seconds = (record.end_time or 0) - (record.start_time or 0)
         started = record.start_time or record.create_timestamp.timestamp()
         for asset, partition in sorted(
             {*planned, *done}, key=lambda target: (target[0].path, target[1] or "")
@@ -57,7 +56,8 @@ def refresh_log(instance: dg.DagsterInstance) -> "pa.Table":
                     "run_id": run.run_id,
                     "status": "SUCCESS" if metadata is not None else _unfinished(run.status),
                     "started": int(started * 1e6),
-                    "seconds": own_seconds.value if own_seconds else seconds,
+                    # A range takes one step, so the run's duration says little of a partition.
+                    "seconds": own_seconds.value if own_seconds else None,
                     "rows": row_count.value if row_count else None,
                     "started_by": started_by,
                 }

@@ -15,6 +15,7 @@ import fcntl
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,17 +61,11 @@ class Tracking:
 
         MLflow creates its SQLite schema on first use, and two processes doing so at once fail.
         """
-        # MLflow reads both when it is imported.
-        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-        os.environ["DO_NOT_TRACK"] = "true"
-        import mlflow
-
-        # It announces every step of making its schema.
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-
+        mlflow = _mlflow()
         with self._locked():
-            client = mlflow.MlflowClient(self.tracking_uri, registry_uri=self.tracking_uri)
+            client: MlflowClient = mlflow.MlflowClient(
+                self.tracking_uri, registry_uri=self.tracking_uri
+            )
             client.search_experiments(max_results=1)
         return client
 
@@ -89,7 +84,7 @@ class Tracking:
         self, manifest: Manifest, params: Mapping[str, object], dagster_run_id: str = ""
     ) -> str:
         """Log a model as the one run of its asset and partition, and give the run's id."""
-        import mlflow
+        mlflow = _mlflow()
         from mlflow.entities import Metric, Param, RunTag
 
         now = time.time_ns() // 1_000_000
@@ -114,7 +109,9 @@ class Tracking:
                 tags=[RunTag("mlflow.source.name", "churn_assets")],
             )
             mlflow.set_tracking_uri(self.tracking_uri)
-            with mlflow.start_run(run_id=run_id):
+            with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+                # The signature is declared, so no example is needed to infer one.
+                warnings.filterwarnings("ignore", message=".*input example")
                 mlflow.pyfunc.log_model(
                     name=manifest.model,
                     loader_module="churn_assets.stores.models",
@@ -202,6 +199,17 @@ class Tracking:
         with (self.home / "mlflow.lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _mlflow() -> Any:
+    """MLflow, imported with telemetry off: it decides that once, while it is imported."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    import mlflow
+
+    # It announces every step of making its schema.
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return mlflow
 
 
 def _signature(manifest: Manifest) -> Any:

@@ -97,7 +97,7 @@ def features(
     days_ever = sorted({event.at.date() for event in bought_ever})
     gaps = [(b - a).days for a, b in itertools.pairwise(days_ever)]
     gap_mean = sum(gaps) / len(gaps) if gaps else None
-    since_purchase = whole_days(end - max(e.at for e in bought_ever)) if bought_ever else None
+    since_purchase = whole_days(end - max(e.at for e in bought_ever)) if bought_ever else 0
     revenue = total(purchases)
     last_event = whole_days(end - max(event.at for event in window))
     active, active_month = {e.at.date() for e in window}, {e.at.date() for e in month}

@@ -5,6 +5,7 @@ makes one before its inputs are there.
 import datetime as dt
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -27,7 +28,7 @@ class Clock:
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.defs = build_definitions(settings)
         self.instance = dg.DagsterInstance.local_temp(str(folder))
-        self.cursor: object = None
+        self.cursor: Any = None
         self.requested: list[tuple[str, str]] = []
 
     def run(self, assets: list[dg.AssetKey], keys: list[str]) -> None:
@@ -49,7 +50,7 @@ class Clock:
         raw = sorted(self.defs.resolve_asset_graph().asset_keys_for_group("raw"))
         calendar_keys = self.defs.resolve_asset_graph().get(raw[0]).partitions_def
         assert calendar_keys is not None
-        for request in tick.run_requests:
+        for request in tick.run_requests or []:
             bounds = request.tags[RANGE_START], request.tags[RANGE_END]
             keys = calendar_keys.get_partition_keys_in_range(dg.PartitionKeyRange(*bounds))
             self.run(raw, list(keys))

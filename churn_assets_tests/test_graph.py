@@ -80,7 +80,10 @@ def test_a_shop_goes_through_the_whole_graph_once(tmp_path: Path) -> None:
     assert backfill(settings, instance) == ["training_data 2025-05-01"]
 
     # A range is made again even where it is present.
-    wanted = wanted_range(settings.calendar(), dt.date(2025, 5, 1), dt.date(2025, 6, 1), None, NOW)
+    calendar = settings.calendar()
+    wanted = wanted_range(
+        calendar.cutoffs, calendar, dt.date(2025, 5, 1), dt.date(2025, 6, 1), None, NOW
+    )
     assert [label for label in backfill(settings, instance, wanted) if label != "features"] == [
         "features 2025-05-01 … 2025-06-01",
         "training_data 2025-05-01 … 2025-06-01",

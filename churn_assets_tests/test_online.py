@@ -203,9 +203,9 @@ def test_what_is_published_is_read(client: redis.Redis) -> None:
 def test_before_the_first_version_there_is_nobody(client: redis.Redis) -> None:
     store = online.OnlineStore(client)
     assert (store.live(), store.get("a"), store.get_many(["a", "b"])) == (None, None, [None, None])
-    with pytest.raises(online.OnlineStoreError, match="none is live"):
+    with pytest.raises(rows.OnlineStoreError, match="none is live"):
         online.read_version(client)
-    with pytest.raises(online.OnlineStoreError, match="no version to roll back to"):
+    with pytest.raises(rows.OnlineStoreError, match="no version to roll back to"):
         online.roll_back(client)
 
 
@@ -245,7 +245,7 @@ def test_two_versions_are_retained_without_expiry(client: redis.Redis) -> None:
     versions = [publish_edition(client, edition).version for edition in (2, 4, 6)]
     assert_only_retained_keys(client)
     assert online.read_version(client, versions[1])["edition"][0].as_py() == 4
-    with pytest.raises(online.OnlineStoreError, match="is not retained"):
+    with pytest.raises(rows.OnlineStoreError, match="is not retained"):
         online.read_version(client, versions[0])
 
 
@@ -290,19 +290,19 @@ def test_a_format_of_another_release_is_refused(
 ) -> None:
     publish_edition(client, 2)
     monkeypatch.setattr(rows, "FORMAT", 2)
-    with pytest.raises(online.OnlineStoreError, match="format 1, this code reads format 2"):
+    with pytest.raises(rows.OnlineStoreError, match="format 1, this code reads format 2"):
         online.OnlineStore(client).get("C001")
 
 
 @pytest.mark.parametrize("ids", [["a", "a"], ["a", None]])
 def test_one_row_per_customer(client: redis.Redis, ids: list[str | None]) -> None:
-    with pytest.raises(online.OnlineStoreError, match="1 rows have no customer_id"):
+    with pytest.raises(rows.OnlineStoreError, match="1 rows have no customer_id"):
         online.publish(client, pa.table({"customer_id": ids, "x": [1, 2]}), CUTOFF)
 
 
 def test_one_cutoff_per_version(client: redis.Redis) -> None:
     table = pa.table({"customer_id": ["a"], "cutoff": [CUTOFF], "x": [1]})
-    with pytest.raises(online.OnlineStoreError, match="2026-01-01"):
+    with pytest.raises(rows.OnlineStoreError, match="2026-01-01"):
         online.publish(client, table, date(2026, 1, 2))
 
 
@@ -347,7 +347,7 @@ def test_an_upload_past_its_deadline_never_goes_live(
         time.sleep(1.1)
 
     monkeypatch.setattr(online, "_upload", slow)
-    with pytest.raises(online.OnlineStoreError, match="took longer than 1 s"):
+    with pytest.raises(rows.OnlineStoreError, match="took longer than 1 s"):
         publish_edition(client, 4, upload_seconds=1)
     assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 2
     assert not any(b":2026-01-03" in key for key in client.scan_iter(count=1000))
@@ -533,7 +533,7 @@ def read_all(url: str) -> list[dict[str, Any] | None]:
 def test_a_socket_folder_that_others_could_write_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     folder = tmp_path / ("x" * 120)
     server._socket_path(folder).parent.chmod(0o777)
     with pytest.raises(server.ServerError, match="others can write there"):

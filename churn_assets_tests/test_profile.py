@@ -74,7 +74,7 @@ def test_the_version_at_the_cutoff_is_not_known_yet(connection: duckdb.DuckDBPyC
 
 def test_a_value_that_was_withdrawn_is_unknown(connection: duckdb.DuckDBPyConnection) -> None:
     known = {"gender": "f", "premium": True, "birth_date": dt.date(1990, 1, 1)}
-    versions = [
+    versions: list[Version] = [
         {"updated_at": MIDNIGHT - 9 * DAY, **known, "signup_at": MIDNIGHT - 400 * DAY},
         {"updated_at": MIDNIGHT - 2 * DAY},
     ]
@@ -114,7 +114,7 @@ def test_age_counts_birthdays(
 def test_the_newest_version_before_the_cutoff_counts(
     connection: duckdb.DuckDBPyConnection, drawn: list[tuple[int, str | None, bool | None]]
 ) -> None:
-    versions = [
+    versions: list[Version] = [
         {
             "updated_at": MIDNIGHT + dt.timedelta(seconds=seconds),
             "signup_at": MIDNIGHT + dt.timedelta(seconds=seconds) - 10 * DAY,
@@ -125,7 +125,7 @@ def test_the_newest_version_before_the_cutoff_counts(
     ]
     row = profile(connection, versions)
     known = [version for version in versions if version["updated_at"] < MIDNIGHT]
-    newest = max(known, key=lambda version: version["updated_at"], default={})
+    newest: Version = max(known, key=lambda version: version["updated_at"], default={})
     assert row["device"] == newest.get("device")
     assert row["premium"] == newest.get("premium")
     age = (MIDNIGHT - newest["signup_at"]) // DAY if newest else None

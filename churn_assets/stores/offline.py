@@ -29,7 +29,6 @@ from churn_assets.settings import Settings
 from churn_assets.tables import Table
 
 if TYPE_CHECKING:
-    from dagster_duckdb import DuckDBResource
     from duckdb import DuckDBPyConnection
 
 # A query whose largest input has more rows than this runs per customer bucket, so that memory
@@ -124,12 +123,14 @@ class OfflineStore:
     Args:
         home: The state folder (`CHURN_HOME`).
         tables: The declared tables, by name.
-        duckdb: Gives in-memory connections; two processes never share a database file.
+        duckdb: Settings of DuckDB; connections are in memory, because two processes cannot share a
+            database file.
+        allow_shrink: Whether a guarded partition may be replaced by one with fewer rows.
     """
 
     home: Path
     tables: Mapping[str, Table]
-    duckdb: "DuckDBResource" = field(repr=False)
+    duckdb: Mapping[str, str | int] = field(default_factory=dict)
     allow_shrink: bool = False
 
     @property
@@ -138,8 +139,11 @@ class OfflineStore:
 
     @contextmanager
     def connect(self) -> "Iterator[DuckDBPyConnection]":
-        """An in-memory connection in UTC."""
-        with self.duckdb.get_connection() as connection:
+        """An in-memory connection in UTC, through Dagster's DuckDB resource."""
+        from dagster_duckdb import DuckDBResource
+
+        resource = DuckDBResource(database=":memory:", connection_config=dict(self.duckdb))
+        with resource.get_connection() as connection:
             connection.execute("SET TimeZone = 'UTC'")
             # With statistics, a column without a NULL anywhere in the run is written as REQUIRED,
             # and a partition's bytes would depend on what was written with it.
@@ -371,10 +375,8 @@ class OfflineIOManager(dg.IOManager):
         context.log.info(f"{table.name}: {rows:,} rows in {len(written)} partitions")
 
 
-def duckdb_resource(settings: Settings) -> "DuckDBResource":
-    """In-memory DuckDB with the limits of the settings, through Dagster's own resource."""
-    from dagster_duckdb import DuckDBResource
-
+def duckdb_config(settings: Settings) -> dict[str, str | int]:
+    """How DuckDB is to use the machine."""
     config: dict[str, str | int] = {
         "temp_directory": str(settings.duckdb_temp_directory or settings.home / "duckdb_tmp"),
     }
@@ -382,7 +384,7 @@ def duckdb_resource(settings: Settings) -> "DuckDBResource":
         config["memory_limit"] = settings.duckdb_memory_limit
     if settings.duckdb_threads:
         config["threads"] = settings.duckdb_threads
-    return DuckDBResource(database=":memory:", connection_config=config)
+    return config
 
 
 def write_views(store: OfflineStore, path: Path) -> None:

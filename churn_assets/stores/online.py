@@ -34,6 +34,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -426,6 +427,7 @@ class OnlineIOManager(dg.IOManager):
         self.url = url
 
     def handle_output(self, context: dg.OutputContext, obj: Query) -> None:
+        began = time.monotonic()
         *older, newest = sorted(context.asset_partition_keys)
         with self.store.connect() as connection:
             table = connection.sql(obj.selects[0]).to_arrow_table()
@@ -436,6 +438,7 @@ class OnlineIOManager(dg.IOManager):
             "published": published.published,
             "version": published.version,
             "reason": published.reason,
+            "seconds": round(time.monotonic() - began, 4),
         }
         context.step_context.add_asset_metadata(metadata, context.asset_key, newest)
         for key in older:

@@ -1,0 +1,186 @@
+"""Prevents: parts that work alone and not together, an online row that differs from the offline
+one, a set-up that a newcomer has to do, and servers that are named in settings but not used.
+"""
+
+import contextlib
+import datetime as dt
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from churn_assets.definitions import build_definitions, offline_store
+from churn_assets.online import online_query
+from churn_assets.predictions import find_champion
+from churn_assets.report import cutoff_reports
+from churn_assets.settings import Settings
+from churn_assets.stores.models import ModelStore
+from churn_assets.stores.online import connect, read_version, roll_back
+from churn_assets.stores.online_server import server_binary, stop
+from churn_assets_tests.conftest import make_settings, materialize, stored
+
+CUTOFFS = ("2025-04-01", "2025-08-01")
+LABELED = ("2025-04-01", "2025-07-01")
+SCORED = ("2025-06-01", "2025-08-01")
+
+
+def shop(folder: Path, **overrides: object) -> Settings:
+    values: dict[str, object] = {
+        "source": "synthetic",
+        "synthetic_customers": 500,
+        "start": dt.date(2025, 1, 1),
+        "end": dt.datetime(2025, 8, 1, tzinfo=dt.UTC),
+    }
+    return make_settings(folder, **(values | overrides))
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def server(command: list[str], ready: str | int) -> Iterator[None]:
+    """A server process, from when it answers on a URL or a port until the test is over."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError):
+                if isinstance(ready, int):
+                    socket.create_connection(("127.0.0.1", ready), 1).close()
+                else:
+                    urllib.request.urlopen(ready, timeout=1).close()
+                break
+            time.sleep(0.1)
+        else:
+            raise TimeoutError(command)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def journey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """The whole graph of a small shop, with a Redis and an MLflow server of the tests' own."""
+    folder = tmp_path_factory.mktemp("journey")
+    redis_port, mlflow_port = free_port(), free_port()
+    redis_command = [server_binary(), "--port", str(redis_port), "--bind", "127.0.0.1"]
+    mlflow_command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"),
+        *("--port", str(mlflow_port), "--workers", "1"),
+        *("--backend-store-uri", f"sqlite:///{folder}/server.db"),
+        *("--artifacts-destination", str(folder / "artifacts")),
+    ]
+    settings = shop(
+        folder,
+        redis_url=f"redis://127.0.0.1:{redis_port}",
+        mlflow_tracking_uri=f"http://127.0.0.1:{mlflow_port}",
+    )
+    with (
+        server([*redis_command, "--dir", str(folder), "--save", ""], redis_port),
+        server(mlflow_command, f"http://127.0.0.1:{mlflow_port}/health"),
+    ):
+        materialize(settings, "ingest", "2025-01-01", "2025-07-01")
+        materialize(settings, "features", *CUTOFFS)
+        materialize(settings, "training_data", *LABELED)
+        materialize(settings, "models", *SCORED)
+        yield settings
+
+
+def test_every_scored_cutoff_has_a_champion_and_predictions(journey: Settings) -> None:
+    predictions = stored(journey, "churn_predictions")
+    cutoffs = {str(row["cutoff"]) for row in predictions}
+    assert sorted(cutoffs) == ["2025-06-01", "2025-07-01", "2025-08-01"]
+    for row in predictions:
+        assert 0 <= row["churn_probability"] <= 1
+        assert row["purchase_probability"] == 1 - row["churn_probability"]
+        risk = row["churn_probability"] >= row["threshold"]
+        assert row["prediction"] == ("CHURN RISK" if risk else "RETAIN")
+    rfm = {(r["customer_id"], r["cutoff"]) for r in stored(journey, "customer_rfm_features")}
+    assert {(r["customer_id"], r["cutoff"]) for r in predictions} <= rfm
+
+    reports = cutoff_reports(offline_store(journey), journey.calendar())
+    assert [str(report.cutoff) for report in reports] == sorted(cutoffs)
+    for report in reports:
+        assert report.auc is not None
+        assert report.best_auc is not None
+        assert report.best_auc > 0.6
+        assert report.reason
+
+
+def test_online_rows_equal_the_newest_offline_partition(journey: Settings) -> None:
+    store = offline_store(journey)
+    relations = {
+        name: store.scan(store.tables[name], ["2025-08-01"]).sql
+        for name in store.tables
+        if name == "churn_predictions" or name.startswith("customer_")
+    }
+    with store.connect() as connection:
+        offline = connection.sql(online_query(relations)).to_arrow_table().sort_by("customer_id")
+    online = read_version(connect(journey.home, journey.redis_url))
+    assert online.column_names == offline.column_names
+    assert online.cast(offline.schema).equals(offline)
+
+
+def test_an_older_backfill_publishes_nothing(journey: Settings) -> None:
+    client = connect(journey.home, journey.redis_url)
+    before = read_version(client)
+    result = materialize(journey, "models", "2025-07-01", "2025-07-01")
+    (event,) = result.asset_materializations_for_node("online_features")
+    assert event.metadata["published"].value is False
+    assert read_version(client).equals(before)
+
+
+def test_a_re_run_gives_equal_predictions_and_is_no_new_version(journey: Settings) -> None:
+    before = stored(journey, "churn_predictions")
+    champion = find_champion(ModelStore(journey.home), dt.date(2025, 8, 1))
+    result = materialize(journey, "models", "2025-08-01", "2025-08-01")
+    assert stored(journey, "churn_predictions") == before
+    assert find_champion(ModelStore(journey.home), dt.date(2025, 8, 1)) == champion
+    (event,) = result.asset_materializations_for_node("online_features")
+    assert event.metadata["published"].value is True
+    with pytest.raises(Exception, match="no version to roll back to"):
+        roll_back(connect(journey.home, journey.redis_url))
+
+
+def test_the_mlflow_server_has_one_run_per_model_and_partition(journey: Settings) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(journey.mlflow_tracking_uri)
+    experiment = client.get_experiment_by_name("churn")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    targets = {(run.data.tags["churn.asset"], run.data.tags["churn.partition"]) for run in runs}
+    assert len(runs) == len(targets) == 4 * 3
+    champion = client.get_model_version_by_alias("churn", "champion")
+    assert champion.tags["churn.partition"] <= "2025-08-01"
+
+
+def test_without_servers_nothing_has_to_be_set_up(tmp_path: Path) -> None:
+    settings = shop(tmp_path, synthetic_customers=200)
+    try:
+        materialize(settings, "ingest", "2025-01-01", "2025-07-01")
+        materialize(settings, "features", *CUTOFFS)
+        materialize(settings, "training_data", *LABELED)
+        materialize(settings, "models", "2025-08-01", "2025-08-01")
+        assert read_version(connect(settings.home, None)).num_rows > 0
+        assert (settings.home / "mlflow.db").exists()
+        assert not Path("mlruns").exists()
+    finally:
+        stop(settings.home)
+
+
+def test_nothing_that_is_learned_or_served_can_read_the_truth(tmp_path: Path) -> None:
+    graph = build_definitions(shop(tmp_path)).resolve_asset_graph()
+    truth = dg.AssetKey("synthetic_truth")
+    assert not graph.get(truth).child_keys
+    files = make_settings(tmp_path, source="files")
+    assert truth not in build_definitions(files).resolve_asset_graph().get_all_asset_keys()

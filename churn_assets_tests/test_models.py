@@ -1,0 +1,387 @@
+"""Models: prevents a grade on rows that were trained on, and a fit that nobody can repeat.
+
+A small made-up shop stands in for history: what churns is a matter of recency and chance.
+"""
+
+import datetime as dt
+import itertools
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import pytest
+from threadpoolctl import threadpool_limits
+
+from churn_assets import estimators, models
+from churn_assets.cutoffs import Cadence, Calendar, parse_key
+from churn_assets.definitions import TABLES
+from churn_assets.estimators import ESTIMATORS, Estimator, Rows, fit, trial
+from churn_assets.features import GROUPS, feature_columns
+from churn_assets.metrics import Economics, calibration_error, grade
+from churn_assets.models import MODELS, feature_versions, train, training_plan
+from churn_assets.predictions import CHURN_PREDICTIONS
+from churn_assets.stores.models import FeatureMismatch, ModelStore
+from churn_assets.stores.offline import OfflineStore, duckdb_config
+from churn_assets.tables import Column
+from churn_assets.training import LABEL_COLUMNS, TRAINING_DATASET
+from churn_assets_tests.conftest import make_settings
+
+CALENDAR = Calendar(start=dt.date(2025, 1, 1), end=dt.datetime(2025, 12, 10, tzinfo=dt.UTC))
+COLUMNS = feature_columns()
+EVERY_ESTIMATOR = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: e.name)
+
+
+def made_up(columns: list[Column], customers: int, seed: int) -> pd.DataFrame:
+    """Feature values of every type, a fifth of them missing, and churn by recency and chance."""
+    draw = np.random.default_rng(seed)
+
+    def values(column: Column) -> Any:
+        match column.dtype:
+            case "VARCHAR":
+                return draw.choice(np.array(["north", "south", None]), customers)
+            case "BOOLEAN":
+                return draw.choice(np.array([True, False, None]), customers)
+            case "BIGINT":
+                return draw.poisson(3, customers)
+            case _:
+                return np.where(draw.random(customers) < 0.2, np.nan, draw.gamma(1, 20, customers))
+
+    frame = pd.DataFrame({column.name: values(column) for column in columns})
+    frame["recency_days"] = draw.integers(0, 90, customers)
+    chance = 1 / (1 + np.exp((45 - frame["recency_days"]) / 15))
+    frame["churned"] = (draw.random(customers) < chance).astype("int32")
+    return frame
+
+
+def rows(customers: int = 600, seed: int = 0) -> Rows:
+    frame = made_up(COLUMNS, customers, seed)
+    return Rows(frame.drop(columns="churned"), frame["churned"].to_numpy())
+
+
+def made_up_store(
+    folder: Path, calendar: Calendar = CALENDAR, customers: int = 400
+) -> OfflineStore:
+    """An offline store with the training dataset and the feature groups of a made-up shop."""
+    settings = make_settings(folder)
+    tables = TABLES | {CHURN_PREDICTIONS.name: CHURN_PREDICTIONS}
+    store = OfflineStore(settings.home, tables, duckdb_config(settings))
+    labeled = calendar.labeled_cutoffs.get_partition_keys()
+    for number, key in enumerate(calendar.cutoffs.get_partition_keys()):
+        frame = made_up(COLUMNS, customers, seed=number)
+        frame["customer_id"] = [f"c{i:04}" for i in range(customers)]
+        frame["cutoff"] = key
+        for label in LABEL_COLUMNS:
+            if label.name != "churned":
+                # As good as the target: a model that is given a label column ranks perfectly.
+                frame[label.name] = 1 - frame["churned"]
+        with store.connect() as connection:
+            connection.register("made_up", frame)
+            written = [group.table for group in GROUPS]
+            for table in [*written, TRAINING_DATASET] if key in labeled else written:
+                store.publish(connection, table, ["FROM made_up"], [key], lambda _: {})
+    return store
+
+
+# Which cutoffs a model learns from
+
+
+@pytest.mark.parametrize(
+    ("cadence", "horizon_days"),
+    [(Cadence.MONTHLY, 28), (Cadence.MONTHLY, 30), (Cadence.WEEKLY, 28), (Cadence.DAILY, 3)],
+)
+def test_no_label_of_the_fit_was_unknown_at_the_hold_out(cadence: Cadence, horizon_days: int):
+    calendar = Calendar(dt.date(2025, 1, 1), cadence=cadence, horizon_days=horizon_days)
+    cutoffs = calendar.between(calendar.first_scored, calendar.shift(calendar.first_scored, 30))
+    for cutoff in cutoffs:
+        plan = training_plan(calendar, cutoff)
+        horizon = dt.timedelta(days=horizon_days)
+        assert all(c + horizon <= plan.holdout for c in plan.fit)
+        assert all(c + horizon <= cutoff for c in plan.refit)
+        assert plan.holdout == plan.refit[-1] == calendar.shift(cutoff, -calendar.lag)
+        assert 1 <= len(plan.fit) <= calendar.training_cutoffs
+        window = calendar.mature_cutoffs
+        first = calendar.shift(cutoff, window.start_offset)
+        assert parse_key(plan.needed[0]) == max(first, calendar.first_cutoff)
+        assert parse_key(plan.needed[-1]) == calendar.shift(cutoff, window.end_offset)
+
+
+def test_the_oldest_cutoffs_leave_when_there_are_enough():
+    plan = training_plan(replace(CALENDAR, training_cutoffs=2), dt.date(2025, 12, 1))
+    assert plan.fit == (dt.date(2025, 9, 1), dt.date(2025, 10, 1))
+    assert plan.refit == (dt.date(2025, 10, 1), dt.date(2025, 11, 1))
+
+
+@pytest.mark.parametrize(
+    ("cutoff", "lacking"),
+    [(CALENDAR.first_cutoff, "mature hold-out"), (dt.date(2025, 5, 1), "training cutoff")],
+)
+def test_a_cutoff_without_history_is_refused(cutoff: dt.date, lacking: str):
+    with pytest.raises(ValueError, match=f"no {lacking}.*first cutoff with a model is 2025-06-01"):
+        training_plan(CALENDAR, cutoff)
+
+
+def test_the_hold_out_is_not_among_the_rows_of_the_graded_fit(monkeypatch: pytest.MonkeyPatch):
+    read: list[list[dt.date]] = []
+
+    def reading(cutoffs: Any) -> Rows:
+        read.append(list(cutoffs))
+        return rows(200, seed=len(read))
+
+    plan = training_plan(CALENDAR, dt.date(2025, 8, 1))
+    train(ESTIMATORS[0], COLUMNS, plan, reading, Economics(), 7)
+    assert read == [list(plan.fit), [plan.holdout], list(plan.refit)]
+    assert plan.holdout not in plan.fit
+
+
+def test_labels_are_no_features(tmp_path: Path):
+    store = made_up_store(tmp_path)
+    plan = training_plan(CALENDAR, dt.date(2025, 6, 1))
+    manifest, _ = train(
+        ESTIMATORS[0], COLUMNS, plan, lambda c: models.training_rows(store, c), Economics(), 7
+    )
+    assert not {c.name for c in manifest.columns} & {c.name for c in LABEL_COLUMNS}
+    assert 0.6 < manifest.metrics["roc_auc"] < 0.95
+
+
+# Fits are repeatable
+
+
+@EVERY_ESTIMATOR
+def test_results_do_not_depend_on_threads(estimator: Estimator, monkeypatch: pytest.MonkeyPatch):
+    results = []
+    for threads in (1, 2):
+        monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+        with threadpool_limits(limits=threads):
+            tried = trial(estimator, COLUMNS, rows(), rows(seed=1), seed=7)
+            model = fit(estimator, COLUMNS, rows(), seed=7, rounds=tried.rounds)
+            results.append((tried, model.probabilities(rows(seed=2).features)))
+    (first, p), (second, q) = results
+    assert first.rounds == second.rounds
+    assert np.array_equal(first.probabilities, second.probabilities)
+    assert np.array_equal(p, q)
+
+
+@EVERY_ESTIMATOR
+def test_no_classifier_shares_float_sums_between_threads(estimator: Estimator):
+    classifier = fit(estimator, COLUMNS, rows(), 7, 20).pipeline["classifier"]
+    assert classifier.get_params().get("n_jobs", 1) in (1, None)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS[1:], ids=lambda e: e.name)
+def test_the_seed_is_used(estimator: Estimator):
+    p, q = (
+        fit(estimator, COLUMNS, rows(), seed, 30).probabilities(rows(seed=1).features)
+        for seed in (7, 8)
+    )
+    assert not np.array_equal(p, q)
+
+
+VERSIONS_OF_ALL_MODELS = """
+import sys; from pathlib import Path
+from churn_assets_tests.test_models import versions_of_all_models
+print(*versions_of_all_models(Path(sys.argv[1])))
+"""
+
+
+def versions_of_all_models(home: Path) -> list[str]:
+    plan = training_plan(CALENDAR, dt.date(2025, 6, 1))
+    read = itertools.cycle([rows(), rows(seed=1), rows(seed=2)])
+    return [
+        ModelStore(home)
+        .write(*train(estimator, COLUMNS, plan, lambda _: next(read), Economics(), 7))
+        .version
+        for estimator in ESTIMATORS
+    ]
+
+
+def test_another_process_makes_the_same_versions(tmp_path: Path):
+    other = subprocess.run(
+        [sys.executable, "-c", VERSIONS_OF_ALL_MODELS, str(tmp_path / "other")],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "3"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert other.stdout.split() == versions_of_all_models(tmp_path / "own")
+
+
+# Odd data has a clear outcome
+
+
+def test_early_stopping_stops_early():
+    boosted = ESTIMATORS[-1]
+    assert 1 <= trial(boosted, COLUMNS, rows(), rows(seed=1), 7).rounds < estimators.MAX_ROUNDS
+
+
+@EVERY_ESTIMATOR
+@pytest.mark.parametrize("churned", [0, 1])
+def test_one_class_gives_the_base_rate(estimator: Estimator, churned: int):
+    one_class = replace(rows(98), churned=np.full(98, churned))
+    tried = trial(estimator, COLUMNS, one_class, rows(50, seed=1), 7)
+    model = fit(estimator, COLUMNS, one_class, 7, tried.rounds)
+    assert "0 of the rarer class" in tried.fallback
+    assert model.probabilities(rows(3).features) == pytest.approx([0.99 if churned else 0.01] * 3)
+
+
+@EVERY_ESTIMATOR
+def test_a_hold_out_of_one_class_still_gives_a_model(estimator: Estimator):
+    holdout = replace(rows(50, seed=1), churned=np.ones(50, dtype=int))
+    tried = trial(estimator, COLUMNS, rows(), holdout, 7)
+    assert not tried.fallback
+    assert "roc_auc" not in grade(holdout.churned, tried.probabilities, Economics())
+
+
+@EVERY_ESTIMATOR
+@pytest.mark.parametrize("customers", [0, 5])
+def test_a_handful_of_customers_gives_the_base_rate(
+    estimator: Estimator, customers: int, tmp_path: Path
+):
+    plan = training_plan(CALENDAR, dt.date(2025, 6, 1))
+    manifest, model = train(estimator, COLUMNS, plan, lambda _: rows(customers), Economics(), 7)
+    assert f"{customers} training rows" in manifest.fallback
+    store = ModelStore(tmp_path)
+    loaded = store.load(store.write(manifest, model), feature_versions())
+    assert np.array_equal(
+        loaded.probabilities(rows(9).features), model.probabilities(rows(9).features)
+    )
+
+
+@EVERY_ESTIMATOR
+def test_odd_values_are_survived(estimator: Estimator):
+    odd = rows()
+    # Nothing is known of it in training, as of reviews in a shop without reviews.
+    odd.features["avg_session_length"] = np.nan
+    odd.features["monetary"] = np.where(odd.churned == 1, np.inf, 1e300)
+    model = fit(estimator, COLUMNS, odd, 7, 20)
+    new = rows(50, seed=1).features
+    new["avg_session_length"] = 5.0
+    new["monetary"] = -np.inf
+    for column in COLUMNS:
+        if column.dtype == "VARCHAR":
+            new[column.name] = "never seen"
+    probabilities = model.probabilities(new)
+    assert np.isfinite(probabilities).all()
+    assert ((probabilities > 0) & (probabilities < 1)).all()
+    assert model.probabilities(new.head(0)).shape == (0,)
+
+
+def test_a_category_counts(monkeypatch: pytest.MonkeyPatch):
+    columns = [*COLUMNS, Column("colour", "VARCHAR", "")]
+    given = rows()
+    given.features["colour"] = np.where(given.churned == 1, "red", "blue")
+    model = fit(ESTIMATORS[0], columns, given, 7, 0)
+    red, blue, unseen = (
+        model.probabilities(given.features.assign(colour=c)).mean() for c in ("red", "blue", "x")
+    )
+    assert red > unseen > blue
+
+
+# Metrics
+
+
+def test_a_customer_exactly_at_the_threshold_is_contacted():
+    economics = Economics(customer_value=100, contact_cost=5, save_rate=0.2)
+    assert economics.threshold == 0.25
+    metrics = grade(np.array([1, 0, 0]), np.array([0.25, 0.25, 0.2]), economics)
+    assert metrics["recall"] == 1
+    assert metrics["precision"] == 0.5
+    # Two are contacted, and a fifth of the one who would have left stays.
+    assert metrics["profit_per_customer"] == pytest.approx((0.2 * 100 - 2 * 5) / 3)
+
+
+def test_the_threshold_is_the_most_profitable_one_of_a_calibrated_model():
+    draw = np.random.default_rng(0)
+    probabilities = draw.random(200_000)
+    labels = (draw.random(200_000) < probabilities).astype(int)
+    economics = Economics()
+    profit = {t: economics.profit(labels, probabilities >= t) for t in (0.3, 0.4, 0.5, 0.6, 0.7)}
+    assert max(profit, key=lambda t: profit[t]) == economics.threshold
+
+
+def test_calibration_error_sees_a_shift():
+    draw = np.random.default_rng(0)
+    probabilities = draw.random(50_000) * 0.8
+    labels = (draw.random(50_000) < probabilities).astype(int)
+    assert calibration_error(labels, probabilities) < 0.01
+    assert calibration_error(labels, probabilities + 0.1) == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("wrong", [{"customer_value": 0}, {"contact_cost": -1}, {"save_rate": 2}])
+def test_impossible_economics_are_refused(wrong: dict[str, float]):
+    with pytest.raises(ValueError, match="CHURN_SAVE_RATE"):
+        Economics(**wrong)
+
+
+# Artefacts
+
+
+@EVERY_ESTIMATOR
+def test_what_is_read_back_predicts_the_same(estimator: Estimator, tmp_path: Path):
+    store, plan = ModelStore(tmp_path), training_plan(CALENDAR, dt.date(2025, 6, 1))
+    manifest, model = train(estimator, COLUMNS, plan, lambda _: rows(), Economics(), 7)
+    written = store.write(manifest, model)
+    assert written == store.manifest(estimator.name, "2025-06-01")
+    loaded = store.load(written, feature_versions())
+    new = rows(seed=1).features
+    assert np.array_equal(loaded.probabilities(new), model.probabilities(new))
+
+
+def test_a_model_refuses_features_of_another_version(tmp_path: Path):
+    store, plan = ModelStore(tmp_path), training_plan(CALENDAR, dt.date(2025, 6, 1))
+    written = store.write(*train(ESTIMATORS[0], COLUMNS, plan, lambda _: rows(), Economics(), 7))
+    changed = feature_versions() | {"monetary": "another"}
+    with pytest.raises(FeatureMismatch, match=r"other versions of 1 features.*monetary"):
+        store.load(written, changed)
+    del changed["monetary"]
+    with pytest.raises(FeatureMismatch, match="monetary"):
+        store.load(written, changed)
+
+
+def test_a_killed_write_leaves_the_previous_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store, plan = ModelStore(tmp_path), training_plan(CALENDAR, dt.date(2025, 6, 1))
+    first = store.write(*train(ESTIMATORS[0], COLUMNS, plan, lambda _: rows(), Economics(), 7))
+    other = train(ESTIMATORS[0], COLUMNS, plan, lambda _: rows(seed=5), Economics(), 7)
+    for step in ("_write_pipeline", "_move"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"churn_assets.stores.models.{step}", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                store.write(*other)
+        assert store.manifest(first.model, first.cutoff) == first
+        store.load(first, feature_versions())
+    second = store.write(*other)
+    assert second.version != first.version
+    store.load(first, feature_versions())
+    third = store.write(
+        *train(ESTIMATORS[0], COLUMNS, plan, lambda _: rows(seed=6), Economics(), 7)
+    )
+    folders = {p.name for p in store.folder(first.model, first.cutoff).iterdir() if p.is_dir()}
+    assert folders == {second.version, third.version}
+
+
+def test_a_missing_model_says_how_to_make_it(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="churn backfill --stage models"):
+        ModelStore(tmp_path).manifest(MODELS[0], "2025-06-01")
+
+
+# The assets
+
+
+def test_models_depend_on_mature_training_data_only(tmp_path: Path):
+    from churn_assets.tracking import Tracking
+
+    store = make_settings(tmp_path)
+    offline = OfflineStore(store.home, TABLES, duckdb_config(store))
+    defined = models.assets(CALENDAR, offline, Tracking(store.home), Economics(), 7)
+    assert [asset.key.path[-1] for asset in defined] == list(MODELS)
+    upstream = dg.AssetKey(TRAINING_DATASET.name)
+    for asset in defined:
+        mapping = asset.get_partition_mapping(upstream)
+        assert isinstance(mapping, dg.TimeWindowPartitionMapping)
+        assert mapping.end_offset == -CALENDAR.lag
+        assert asset.backfill_policy == dg.BackfillPolicy.single_run()

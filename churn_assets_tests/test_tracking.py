@@ -1,0 +1,154 @@
+"""MLflow: prevents a history in which a re-run counts twice, or an old backfill takes the champion.
+
+Every test uses a real SQLite store.
+"""
+
+import datetime as dt
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from churn_assets.estimators import ESTIMATORS, Estimator
+from churn_assets.metrics import Economics
+from churn_assets.models import train, training_plan
+from churn_assets.stores.models import Manifest, ModelStore
+from churn_assets.tracking import (
+    ASSET_TAG,
+    CHALLENGER,
+    CHAMPION,
+    PARTITION_TAG,
+    REGISTERED_MODEL,
+    Tracking,
+)
+from churn_assets_tests.test_models import CALENDAR, COLUMNS, rows
+
+LOGISTIC, _, _, XGBOOST = ESTIMATORS
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracking]:
+    yield Tracking(tmp_path_factory.mktemp("home"))
+
+
+def made(tracking: Tracking, estimator: Estimator, cutoff: str, seed: int = 0) -> Manifest:
+    plan = training_plan(CALENDAR, dt.date.fromisoformat(cutoff))
+    manifest, model = train(estimator, COLUMNS, plan, lambda _: rows(seed=seed), Economics(), 7)
+    return ModelStore(tracking.home).write(manifest, model)
+
+
+def runs(tracking: Tracking, manifest: Manifest) -> list:
+    return tracking.client.search_runs(
+        [tracking.experiment_id],
+        f"tags.`{ASSET_TAG}` = '{manifest.model}' AND tags.`{PARTITION_TAG}` = '{manifest.cutoff}'",
+    )
+
+
+def alias(tracking: Tracking, name: str) -> tuple[str, str]:
+    version = tracking.client.get_model_version_by_alias(REGISTERED_MODEL, name)
+    return version.tags[ASSET_TAG], version.tags[PARTITION_TAG]
+
+
+def test_a_re_run_leaves_one_run_with_the_right_metrics(tracking: Tracking):
+    manifest = made(tracking, LOGISTIC, "2025-06-01")
+    first = tracking.record(manifest, {"C": 1}, "dagster-1")
+    other = tracking.record(made(tracking, LOGISTIC, "2025-07-01"), {}, "dagster-2")
+    again = tracking.record(made(tracking, LOGISTIC, "2025-06-01"), {"C": 2}, "dagster-3")
+    [run] = runs(tracking, manifest)
+    assert run.info.run_id == again != first
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == manifest.metrics
+    assert run.data.params == {"C": "2"}
+    assert run.data.tags["dagster.run_id"] == "dagster-3"
+    assert tracking.client.get_run(other).info.lifecycle_stage == "active"
+
+
+def test_a_run_that_was_killed_half_way_is_replaced(
+    tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+):
+    manifest = made(tracking, LOGISTIC, "2025-08-01")
+    with monkeypatch.context() as patch:
+        patch.setattr("churn_assets.tracking._signature", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tracking.record(manifest, {})
+    tracking.record(manifest, {})
+    [run] = runs(tracking, manifest)
+    assert run.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("estimator", [LOGISTIC, XGBOOST], ids=lambda e: e.name)
+def test_the_registry_gives_back_the_model_that_predicts(tracking: Tracking, estimator: Estimator):
+    import mlflow
+
+    manifest = made(tracking, estimator, "2025-06-01")
+    tracking.record(manifest, {})
+    assert tracking.move_aliases("2025-06-01", {CHAMPION: manifest})
+    mlflow.set_tracking_uri(tracking.tracking_uri)
+    loaded = mlflow.pyfunc.load_model(f"models:/{REGISTERED_MODEL}@{CHAMPION}")
+    features = rows(20, seed=3).features
+    typed = features.astype({c.name: "float64" for c in COLUMNS if c.dtype != "VARCHAR"})
+    own = ModelStore(tracking.home).load(manifest, manifest.feature_versions)
+    assert np.array_equal(loaded.predict(typed), own.probabilities(features))
+
+
+def test_aliases_follow_the_newest_cutoff_only(tracking: Tracking):
+    old, kept, new = (
+        made(tracking, LOGISTIC, "2025-07-01"),
+        made(tracking, XGBOOST, "2025-08-01"),
+        made(tracking, LOGISTIC, "2025-09-01"),
+    )
+    # The champion of September is a model of August that was kept.
+    assert tracking.move_aliases("2025-09-01", {CHAMPION: kept, CHALLENGER: new})
+    assert not tracking.move_aliases("2025-08-01", {CHAMPION: kept, CHALLENGER: None})
+    assert not tracking.move_aliases("2025-07-01", {CHAMPION: old, CHALLENGER: None})
+    assert alias(tracking, CHAMPION) == (XGBOOST.name, "2025-08-01")
+    assert alias(tracking, CHALLENGER) == (LOGISTIC.name, "2025-09-01")
+    # The newest again, as a correction.
+    assert tracking.move_aliases("2025-09-01", {CHAMPION: new, CHALLENGER: None})
+    assert alias(tracking, CHAMPION) == (LOGISTIC.name, "2025-09-01")
+    assert CHALLENGER not in tracking.client.get_registered_model(REGISTERED_MODEL).aliases
+
+
+def test_the_champion_can_be_loaded_after_its_run_was_replaced(tracking: Tracking):
+    import mlflow
+
+    manifest = made(tracking, LOGISTIC, "2025-10-01")
+    tracking.record(manifest, {})
+    assert tracking.move_aliases("2025-10-01", {CHAMPION: manifest})
+    tracking.record(made(tracking, LOGISTIC, "2025-10-01", seed=4), {})
+    mlflow.set_tracking_uri(tracking.tracking_uri)
+    mlflow.pyfunc.load_model(f"models:/{REGISTERED_MODEL}@{CHAMPION}")
+
+
+def test_the_same_model_is_registered_once(tracking: Tracking):
+    manifest = made(tracking, LOGISTIC, "2025-11-01")
+    for _ in range(2):
+        tracking.record(manifest, {})
+        assert tracking.move_aliases("2025-11-01", {CHAMPION: manifest})
+    versions = tracking.client.search_model_versions(f"name = '{REGISTERED_MODEL}'")
+    assert [v.tags[PARTITION_TAG] for v in versions].count("2025-11-01") == 1
+
+
+OPEN_THE_STORE = """
+import sys; from pathlib import Path
+from churn_assets.tracking import Tracking
+assert "mlflow" not in sys.modules
+print(Tracking(Path(sys.argv[1])).experiment_id)
+from mlflow.telemetry.client import get_telemetry_client
+assert get_telemetry_client() is None
+"""
+
+
+def test_processes_may_open_a_new_store_at_once_and_send_no_telemetry(tmp_path: Path):
+    # Without these MLflow believes that it runs in a test, and sends nothing for that reason.
+    command = [sys.executable, "-c", OPEN_THE_STORE, str(tmp_path)]
+    started = [
+        subprocess.Popen(command, env={}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    results = [process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], results
+    assert len({out for out, _ in results}) == 1
