@@ -296,13 +296,6 @@ class Calendar:
             allow_nonexistent_upstream_partitions=True,
         )
 
-    @property
-    def previous_cutoff(self) -> dg.TimeWindowPartitionMapping:
-        """The cutoff before, where there is one."""
-        return dg.TimeWindowPartitionMapping(
-            start_offset=-1, end_offset=-1, allow_nonexistent_upstream_partitions=True
-        )
-
     # Questions
 
     def _is_of_labels(self, definition: dg.TimeWindowPartitionsDefinition) -> bool:

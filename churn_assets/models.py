@@ -11,6 +11,7 @@ Models read the training dataset and no feature, label or prediction of `C` or l
 """
 
 import datetime as dt
+import hashlib
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -127,6 +128,7 @@ def train(
     tried = trial(estimator, columns, training, holdout, seed)
     rows = read(plan.refit)
     model = fit(estimator, columns, rows, seed, tried.rounds)
+    said = model.probabilities(holdout.features)
     versions = feature_versions()
     manifest = Manifest(
         model=estimator.name,
@@ -142,6 +144,8 @@ def train(
         seed=seed,
         # The grade is the base rate's where the first fit fell back.
         fallback=model.fallback or tried.fallback,
+        # By what it says: the bytes of a fitted object differ with the process that made it.
+        state=hashlib.sha256(said.tobytes()).hexdigest(),
     )
     return manifest, model
 

@@ -217,11 +217,9 @@ def assets(
 
     @dg.asset(
         description=f"Which model predicts at the cutoff, and why.\n\n{__doc__}",
-        deps=[
-            *(dg.AssetDep(name, partition_mapping=calendar.same_cutoff) for name in MODELS),
-            # A range is one run all the same: partitions of the range count as there.
-            dg.AssetDep(CHAMPION_MODEL, partition_mapping=calendar.previous_cutoff),
-        ],
+        # Not on its own previous partition, which it reads from disk where it is there: Dagster's
+        # backfill daemon never gets past an asset that depends on itself.
+        deps=[dg.AssetDep(name, partition_mapping=calendar.same_cutoff) for name in MODELS],
         partitions_def=calendar.scored_cutoffs,
         backfill_policy=dg.BackfillPolicy.single_run(),
         code_version=sql_version(inspect.getsource(promotion)),

@@ -108,8 +108,11 @@ class Tracking:
                 params=[Param(key, str(value)[:500]) for key, value in params.items()],
                 tags=[RunTag("mlflow.source.name", "churn_assets")],
             )
-            mlflow.set_tracking_uri(self.tracking_uri)
-            with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+            with (
+                self._as_default(),
+                mlflow.start_run(run_id=run_id),
+                warnings.catch_warnings(),
+            ):
                 # The signature is declared, so no example is needed to infer one.
                 warnings.filterwarnings("ignore", message=".*input example")
                 mlflow.pyfunc.log_model(
@@ -191,6 +194,22 @@ class Tracking:
             order_by=["attributes.start_time DESC"],
         )
         return [run.info.run_id for run in found]
+
+    @contextmanager
+    def _as_default(self) -> Iterator[None]:
+        """This store as the one that MLflow's fluent functions use.
+
+        MLflow also puts it into the environment, where it would pass for a setting.
+        """
+        variable = "MLFLOW_TRACKING_URI"
+        before = os.environ.get(variable)
+        _mlflow().set_tracking_uri(self.tracking_uri)
+        try:
+            yield
+        finally:
+            os.environ.pop(variable, None)
+            if before is not None:
+                os.environ[variable] = before
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

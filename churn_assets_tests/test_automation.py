@@ -109,7 +109,7 @@ class Clock:
 @pytest.mark.parametrize(
     ("cadence", "start", "first", "days", "every", "outage"),
     [
-        (Cadence.MONTHLY, dt.date(2024, 9, 1), dt.date(2025, 1, 20), 365, 15, (140, 235)),
+        (Cadence.MONTHLY, dt.date(2024, 8, 1), dt.date(2025, 1, 20), 365, 15, (140, 235)),
         (Cadence.WEEKLY, dt.date(2024, 11, 4), dt.date(2025, 3, 20), 42, 6, (8, 30)),
     ],
 )

@@ -9,7 +9,7 @@ are about to open it.
 scikit-learn pipelines are written by skops: a pickle would run whatever it contains when it is
 opened, skops builds only the types named here. XGBoost has a format of its own that later versions
 still read. Both formats differ from write to write (skops writes memory addresses), so the version
-is a digest of the fitted state and the manifest, which equal data, seed and libraries reproduce.
+is a digest of what the model says and of the manifest: equal data, seed and libraries reproduce it.
 """
 
 import datetime as dt
@@ -63,7 +63,7 @@ class Manifest:
         seed: Of everything drawn at random.
         fallback: Why it is the base rate; empty where it is not.
         libraries: Versions of the libraries that fitted it.
-        state: Digest of the fitted pipeline.
+        state: Digest of its probabilities for the customers of the hold-out.
         version: Digest of all of the above.
     """
 
@@ -110,9 +110,7 @@ class ModelStore:
 
     def write(self, manifest: Manifest, model: FittedModel) -> Manifest:
         """Publish a model, and give its manifest with libraries, digests and version filled in."""
-        import joblib
-
-        manifest = replace(manifest, libraries=libraries(), state=joblib.hash(model.pipeline))
+        manifest = replace(manifest, libraries=libraries())
         content = json.dumps(asdict(manifest), sort_keys=True)
         manifest = replace(manifest, version=hashlib.sha256(content.encode()).hexdigest()[:16])
         text = json.dumps(asdict(manifest), indent=2)
