@@ -20,6 +20,7 @@ from typing import Any
 
 import dagster as dg
 
+from churn_assets import estimators
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.estimators import ESTIMATORS, Estimator, FittedModel, Rows, fit, trial
 from churn_assets.features import GROUPS, feature_columns
@@ -217,7 +218,8 @@ def assets(
             partitions_def=calendar.scored_cutoffs,
             backfill_policy=dg.BackfillPolicy.single_run(),
             code_version=sql_version(
-                inspect.getsource(estimator.build),
+                inspect.getsource(estimators),
+                f"{economics} {seed} {calendar.training_cutoffs} {MOST_TRAINING_ROWS}",
                 *(f"{name} {version}" for name, version in feature_versions().items()),
             ),
             group_name="models",

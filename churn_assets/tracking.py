@@ -55,9 +55,17 @@ class Tracking:
     def tracking_uri(self) -> str:
         return self.uri or f"sqlite:///{self.home / 'mlflow.db'}"
 
-    @cached_property
+    @property
     def client(self) -> "MlflowClient":
-        """A client of the store, whose schema exists.
+        return self._opened[0]
+
+    @property
+    def experiment_id(self) -> str:
+        return self._opened[1]
+
+    @cached_property
+    def _opened(self) -> "tuple[MlflowClient, str]":
+        """A client of the store, whose schema exists, and the experiment, made where it is new.
 
         MLflow creates its SQLite schema on first use, and two processes doing so at once fail.
         """
@@ -66,19 +74,11 @@ class Tracking:
             client: MlflowClient = mlflow.MlflowClient(
                 self.tracking_uri, registry_uri=self.tracking_uri
             )
-            client.search_experiments(max_results=1)
-        return client
-
-    @cached_property
-    def experiment_id(self) -> str:
-        """The experiment of this project, made where it is new."""
-        client = self.client
-        with self._locked():
             experiment = client.get_experiment_by_name(EXPERIMENT)
             if experiment is not None:
-                return str(experiment.experiment_id)
+                return client, str(experiment.experiment_id)
             local = None if self.uri else (self.home / "mlartifacts").as_uri()
-            return str(client.create_experiment(EXPERIMENT, artifact_location=local))
+            return client, str(client.create_experiment(EXPERIMENT, artifact_location=local))
 
     def record(
         self, manifest: Manifest, params: Mapping[str, object], dagster_run_id: str = ""
@@ -145,8 +145,9 @@ class Tracking:
             cutoff: The cutoff of the decision, which may have kept an older model.
             aliases: The model of each alias; None where there is none.
         """
-        client = self.client
-        with self._locked():
+        client = self.client  # Opened first: that takes the lock too.
+        # MLflow looks a logged model up in its default store, whatever the client's is.
+        with self._locked(), self._as_default():
             registered = client.search_registered_models(f"name = '{REGISTERED_MODEL}'")
             if not registered:
                 client.create_registered_model(REGISTERED_MODEL)

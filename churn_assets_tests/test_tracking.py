@@ -112,6 +112,22 @@ def test_aliases_follow_the_newest_cutoff_only(tracking: Tracking):
     assert CHALLENGER not in tracking.client.get_registered_model(REGISTERED_MODEL).aliases
 
 
+def test_a_process_that_recorded_nothing_moves_aliases(tmp_path: Path):
+    # As a run of champion_model alone, with and without the run that its model was logged in.
+    for seed, recorded in ((0, True), (1, False)):
+        manifest = made(Tracking(tmp_path), LOGISTIC, "2025-06-01", seed)
+        if recorded:
+            Tracking(tmp_path).record(manifest, {})
+        moved = subprocess.run(
+            [sys.executable, "-c", MOVE_ALIAS, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert moved.stdout.strip() == "True", moved.stderr
+        assert alias(Tracking(tmp_path), CHAMPION) == (LOGISTIC.name, "2025-06-01")
+
+
 def test_the_champion_can_be_loaded_after_its_run_was_replaced(tracking: Tracking):
     import mlflow
 
@@ -132,6 +148,14 @@ def test_the_same_model_is_registered_once(tracking: Tracking):
     assert [v.tags[PARTITION_TAG] for v in versions].count("2025-11-01") == 1
 
 
+MOVE_ALIAS = """
+import sys; from pathlib import Path
+from churn_assets.stores.models import ModelStore
+from churn_assets.tracking import CHAMPION, Tracking
+home = Path(sys.argv[1])
+manifest = ModelStore(home).manifest("logistic_regression_model", "2025-06-01")
+print(Tracking(home).move_aliases("2025-06-01", {CHAMPION: manifest}))
+"""
 OPEN_THE_STORE = """
 import sys; from pathlib import Path
 from churn_assets.tracking import Tracking
