@@ -11,6 +11,7 @@ from the UI makes it.
 
 import dagster as dg
 
+from churn_assets.backfill import RANGE_END, RANGE_START
 from churn_assets.cutoffs import Calendar
 from churn_assets.raw import EVENTS
 
@@ -63,8 +64,8 @@ def ingestion_schedule(
             dg.RunRequest(
                 run_key=f"{now:%Y-%m-%d} {block[0]}",
                 tags={
-                    "dagster/asset_partition_range_start": block[0],
-                    "dagster/asset_partition_range_end": block[-1],
+                    RANGE_START: block[0],
+                    RANGE_END: block[-1],
                 },
             )
             for block in calendar.contiguous(missing)
