@@ -6,13 +6,15 @@ whose provenance differs from what it would have now, or that was made from such
 """
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar
 from churn_assets.stores.offline import OfflineStore, current_provenance, upstream_keys
+from churn_assets.tables import Table
 
 # The one partition of an asset without partitions.
 WHOLE = ""
@@ -79,6 +81,7 @@ def inventory(
     graph = defs.resolve_asset_graph()
     specs = {spec.key: spec for spec in defs.resolve_all_asset_specs()}
     stale: dict[dg.AssetKey, set[str]] = {}
+    table_keys = cache(store.keys)
     rows = []
     for asset in graph.toposorted_asset_keys:
         if asset not in graph.materializable_asset_keys:
@@ -92,7 +95,9 @@ def inventory(
         )
         present = present_partitions(defs, store, instance, asset)
         stale[asset] = {
-            key for key in present if _is_stale(store, calendar, specs[asset], key or None, stale)
+            key
+            for key in present
+            if _is_stale(store, calendar, specs[asset], key or None, stale, table_keys)
         }
         rows.append(
             AssetInventory(
@@ -113,11 +118,12 @@ def _is_stale(
     spec: dg.AssetSpec,
     key: str | None,
     stale: dict[dg.AssetKey, set[str]],
+    table_keys: Callable[[Table], Sequence[str]],
 ) -> bool:
     table = store.tables.get(spec.key.path[-1])
     if table is None:
         return False
-    if store.provenance(table, key) != current_provenance(store, calendar, spec, key):
+    if store.provenance(table, key) != current_provenance(store, calendar, spec, key, table_keys):
         return True
     return key is not None and any(
         upstream_keys(calendar, dep.partition_mapping, key, sorted(stale[dep.asset_key]))

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -315,18 +315,23 @@ def upstream_keys(
 
 
 def current_provenance(
-    store: OfflineStore, calendar: Calendar, spec: dg.AssetSpec, key: str | None
+    store: OfflineStore,
+    calendar: Calendar,
+    spec: dg.AssetSpec,
+    key: str | None,
+    present: Callable[[Table], Sequence[str]],
 ) -> dict[str, str]:
     """The provenance that partition `key` of an asset has if it is made now.
 
     A file with another one is stale: its code changed, or a file that it was made from did.
+    `present` gives the partitions of a table; for many keys it looks into the folders once.
     """
     digest = hashlib.sha256()
     for dep in sorted(spec.deps, key=lambda dep: dep.asset_key):
         upstream = store.tables.get(dep.asset_key.path[-1])
         if upstream is None or key is None or upstream.partitioned_by is None:
             continue
-        keys = upstream_keys(calendar, dep.partition_mapping, key, store.keys(upstream))
+        keys = upstream_keys(calendar, dep.partition_mapping, key, present(upstream))
         for upstream_key in keys:
             content = file_digest(store.path(upstream, upstream_key))
             digest.update(f"{upstream.name} {upstream_key} {content}\n".encode())
@@ -352,8 +357,10 @@ class OfflineIOManager(dg.IOManager):
             [*context.asset_partition_keys] if context.has_asset_partitions else [None]
         )
 
+        present = cache(self.store.keys)
+
         def provenance(key: str | None) -> dict[str, str]:
-            return current_provenance(self.store, self.calendar, context.asset_spec, key)
+            return current_provenance(self.store, self.calendar, context.asset_spec, key, present)
 
         began = time.monotonic()
         if obj.connection is None:
