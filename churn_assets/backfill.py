@@ -150,7 +150,8 @@ def plan_stage(
         together = {k for asset in assets for k in graph.get(asset).execution_set_asset_keys}
         batches.append(Batch(stage, tuple(sorted(assets | together)), keys))
     unpartitioned = selected - set(partitioned)
-    if unpartitioned and (order or any(not present(asset) for asset in unpartitioned)):
+    missing = any(not present(asset) for asset in unpartitioned)
+    if unpartitioned and (order or missing or stage.on_demand):
         batches.append(Batch(stage, tuple(sorted(unpartitioned)), ()))
     return batches
 
@@ -263,7 +264,7 @@ def _failure(batch: Batch, result: dg.ExecuteInProcessResult) -> str:
 
 
 def stages(names: Sequence[str]) -> list[Stage]:
-    """The stages of the given names, in order; all where none is given.
+    """The stages of the given names, in order; all that need no name where none is given.
 
     Raises:
         ValueError: There is no stage of a name.
@@ -272,4 +273,4 @@ def stages(names: Sequence[str]) -> list[Stage]:
     for name in names:
         if name not in known:
             raise ValueError(f"There is no stage {name!r}. Stages are {', '.join(known)}.")
-    return [stage for stage in STAGES if not names or stage.name in names]
+    return [s for s in STAGES if (s.name in names if names else not s.on_demand)]

@@ -326,6 +326,38 @@ def _text(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+@churn.command()
+@click.option("--cutoff", type=KEY, help="The scored cutoff; the newest where it is not given.")
+@click.option("--limit", default=20, show_default=True, help="Rows to print.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write all to a .csv or .parquet file."
+)
+def contacts(cutoff: dt.datetime | None, limit: int, out: Path | None) -> None:
+    """Customers whom it pays to contact, by expected value, with the reasons."""
+    from churn_assets.definitions import offline_store
+    from churn_assets.predictions import CHURN_PREDICTIONS, contacts_query
+    from churn_assets.stores.offline import quoted
+
+    settings = Settings.read()
+    store = offline_store(settings)
+    keys = store.keys(CHURN_PREDICTIONS)
+    key = cutoff.date().isoformat() if cutoff else keys[-1] if keys else None
+    if key is None:
+        raise click.ClickException("There are no predictions yet. Make them with `churn backfill`.")
+    if out and out.suffix not in (".csv", ".parquet"):
+        raise click.ClickException(f"{out} ends neither with .csv nor with .parquet.")
+    query = contacts_query(store.scan(CHURN_PREDICTIONS, [key]).sql, settings.economics())
+    with store.connect() as connection:
+        if out is None:
+            _show(connection, f"FROM ({query}) LIMIT {limit}")
+            return
+        file_format = "csv, HEADER" if out.suffix == ".csv" else "parquet"
+        written = connection.execute(
+            f"COPY ({query}) TO '{quoted(out)}' (FORMAT {file_format})"
+        ).fetchall()
+    click.echo(f"{written[0][0]:,} customers to contact at {key} are in {out}.")
+
+
 @churn.group()
 def online() -> None:
     """The online store: what is served now."""

@@ -10,13 +10,16 @@ import dagster as dg
 
 from churn_assets import (
     automation,
+    champion,
     jobs,
     labels,
     models,
     online,
+    performance,
     predictions,
     raw,
     registry,
+    reviews,
     rollups,
     training,
     truth,
@@ -36,12 +39,15 @@ TABLES: dict[str, Table] = {
         *(raw_table.table for raw_table in raw.RAW_TABLES),
         raw.QUARANTINED_ROWS,
         *rollups.TABLES,
+        reviews.SCORED_REVIEWS,
         *(group.table for group in feature_groups.GROUPS),
         *training.LABEL_SETS,
         training.TRAINING_DATASET,
+        champion.CHAMPION_MODEL,
         predictions.CHURN_PREDICTIONS,
         registry.FEATURE_REGISTRY,
         truth.SYNTHETIC_TRUTH,
+        performance.REALISED_PERFORMANCE,
     )
 }
 
@@ -64,12 +70,17 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     assets = [
         *raw_assets,
         *rollups.assets(calendar),
+        *reviews.assets(calendar, store, tracking, settings.seed),
         *feature_groups.assets(calendar),
         *labels.assets(calendar, settings.seed),
         *training.assets(calendar),
         *models.assets(calendar, store, tracking, economics, settings.seed),
-        *predictions.assets(calendar, store, tracking, economics),
+        *champion.assets(calendar, store, tracking, economics),
+        *predictions.assets(calendar, store),
         *online.assets(calendar),
+        *performance.assets(
+            calendar, store, economics, settings.seed, isinstance(source, Synthetic)
+        ),
         *registry.assets(calendar, settings.home.parent / "feature_registry.yaml"),
         *(truth.assets(calendar, source, store) if isinstance(source, Synthetic) else []),
     ]

@@ -6,15 +6,15 @@ whose provenance differs from what it would have now, or that was made from such
 """
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar
+from churn_assets.stores.models import find_provenance
 from churn_assets.stores.offline import OfflineStore, current_provenance, upstream_keys
-from churn_assets.tables import Table
 
 # The one partition of an asset without partitions.
 WHOLE = ""
@@ -81,7 +81,7 @@ def inventory(
     graph = defs.resolve_asset_graph()
     specs = {spec.key: spec for spec in defs.resolve_all_asset_specs()}
     stale: dict[dg.AssetKey, set[str]] = {}
-    table_keys = cache(store.keys)
+    on_disk = cache(store.present)
     rows = []
     for asset in graph.toposorted_asset_keys:
         if asset not in graph.materializable_asset_keys:
@@ -97,7 +97,7 @@ def inventory(
         stale[asset] = {
             key
             for key in present
-            if _is_stale(store, calendar, specs[asset], key or None, stale, table_keys)
+            if _is_stale(store, calendar, specs[asset], key or None, stale, on_disk)
         }
         rows.append(
             AssetInventory(
@@ -118,15 +118,23 @@ def _is_stale(
     spec: dg.AssetSpec,
     key: str | None,
     stale: dict[dg.AssetKey, set[str]],
-    table_keys: Callable[[Table], Sequence[str]],
+    on_disk: Callable[[str], Sequence[str | None]],
 ) -> bool:
-    table = store.tables.get(spec.key.path[-1])
-    if table is None:
+    name = spec.key.path[-1]
+    table = store.tables.get(name)
+    made_from = (
+        store.provenance(table, key) if table else find_provenance(store.artefact(name, key))
+    )
+    if made_from is None:
         return False
-    if store.provenance(table, key) != current_provenance(store, calendar, spec, key, table_keys):
+    if made_from != current_provenance(store, calendar, spec, key, on_disk):
         return True
-    return key is not None and any(
-        upstream_keys(calendar, dep.partition_mapping, key, sorted(stale[dep.asset_key]))
+    return any(
+        upstream_keys(calendar, dep.partition_mapping, key, _keys(stale[dep.asset_key]))
         for dep in spec.deps
         if stale.get(dep.asset_key)
     )
+
+
+def _keys(partitions: Collection[str]) -> list[str | None]:
+    return [key or None for key in sorted(partitions)]

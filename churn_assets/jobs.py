@@ -20,16 +20,25 @@ class Stage:
         groups: Asset groups of the job.
         description: For people.
         also: Assets of other groups, where the code location has them.
+        on_demand: Whether a backfill runs it only where it is asked for by name.
     """
 
     name: str
     groups: tuple[str, ...]
     description: str
     also: tuple[str, ...] = ()
+    on_demand: bool = False
 
 
 STAGES = (
     Stage("ingest", ("raw", "rollups"), "Raw slices from the source, and their daily rollups."),
+    Stage(
+        "topics",
+        (),
+        "The topic model of reviews, fitted anew; scored reviews and all they feed become stale.",
+        also=("review_topic_model",),
+        on_demand=True,
+    ),
     Stage(
         "features",
         ("features",),
@@ -42,7 +51,15 @@ STAGES = (
         ("models", "predictions", "online"),
         "Models of a cutoff, its champion and predictions, and the online sync.",
     ),
+    Stage(
+        "realised_performance",
+        (),
+        "What became of predictions, and the walk-forward report.",
+        also=("realised_performance", "walk_forward_report"),
+    ),
 )
+# Assets that no other stage makes.
+ON_DEMAND = frozenset(name for stage in STAGES if stage.on_demand for name in stage.also)
 
 
 def jobs(assets: Iterable[dg.AssetsDefinition]) -> list[Any]:
@@ -55,7 +72,8 @@ def jobs(assets: Iterable[dg.AssetsDefinition]) -> list[Any]:
                 *(
                     key
                     for key, group in groups.items()
-                    if group in stage.groups or key.path[-1] in stage.also
+                    if key.path[-1] in stage.also
+                    or (group in stage.groups and key.path[-1] not in ON_DEMAND)
                 )
             ),
             description=stage.description,

@@ -15,24 +15,31 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from churn_assets import estimators
 from churn_assets.cutoffs import Calendar, parse_key
-from churn_assets.estimators import ESTIMATORS, Estimator, FittedModel, Rows, fit, trial
+from churn_assets.estimators import ESTIMATORS, Estimator, FittedModel, Rows, Trial, fit, trial
+from churn_assets.evaluation import Evaluation, evaluate
 from churn_assets.features import GROUPS, feature_columns
 from churn_assets.metrics import Economics, grade
 from churn_assets.stores.models import Manifest, ModelStore
-from churn_assets.stores.offline import OfflineStore
-from churn_assets.tables import Column, sql_version
+from churn_assets.stores.offline import OfflineStore, provenances
+from churn_assets.tables import Column, markdown, sql_version
 from churn_assets.tracking import Tracking
 from churn_assets.training import TRAINING_DATASET
 
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
 MODELS = tuple(estimator.name for estimator in ESTIMATORS)
 TARGET = "churned"
+EXAMPLE = 5  # rows that are logged as an example of the input
 
 # More rows are drawn down to so many. On the synthetic shop 155,000 instead of 387,000 rows cost
 # .001 AUC (XGBoost .7578 instead of .7587) and save two thirds of the time.
@@ -102,6 +109,23 @@ def require_mature(calendar: Calendar, manifest: Manifest, cutoff: dt.date) -> N
         )
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A model and what it was made with.
+
+    Args:
+        manifest: What it is.
+        model: The model that is kept.
+        holdout: P(churn) of the hold-out's customers by that fit.
+        example: A few of the rows it was trained on.
+    """
+
+    manifest: Manifest
+    model: FittedModel
+    holdout: "np.ndarray"
+    example: "pd.DataFrame"
+
+
 def feature_versions() -> dict[str, str]:
     """The version of every feature as it is defined now."""
     return {f.name: group.version(f) for group in GROUPS for f in group.features}
@@ -111,10 +135,10 @@ def train(
     estimator: Estimator,
     columns: Sequence[Column],
     plan: TrainingPlan,
-    read: Callable[[Sequence[dt.date]], Rows],
+    read: Callable[[tuple[dt.date, ...]], Rows],
     economics: Economics,
     seed: int,
-) -> tuple[Manifest, FittedModel]:
+) -> Trained:
     """Fit, grade on the hold-out and refit one kind of model.
 
     Args:
@@ -125,7 +149,7 @@ def train(
         economics: Decides the threshold.
         seed: Of everything drawn at random.
     """
-    training, holdout = read(plan.fit), read([plan.holdout])
+    training, holdout = read(plan.fit), read((plan.holdout,))
     tried = trial(estimator, columns, training, holdout, seed)
     rows = read(plan.refit)
     model = fit(estimator, columns, rows, seed, tried.rounds)
@@ -142,13 +166,24 @@ def train(
         threshold=economics.threshold,
         rounds=tried.rounds,
         rows=len(rows),
+        rows_digest=rows_digest(rows),
         seed=seed,
         # The grade is the base rate's where the first fit fell back.
         fallback=model.fallback or tried.fallback,
         # By what it says: the bytes of a fitted object differ with the process that made it.
         state=hashlib.sha256(said.tobytes()).hexdigest(),
     )
-    return manifest, model
+    return Trained(manifest, model, tried.probabilities, rows.features.head(EXAMPLE))
+
+
+def rows_digest(rows: Rows) -> str:
+    """SHA-256 of features and labels, row by row."""
+    import pandas as pd
+
+    hashes = pd.util.hash_pandas_object(rows.features, index=False).to_numpy()
+    digest = hashlib.sha256(hashes.tobytes())
+    digest.update(rows.churned.tobytes())
+    return digest.hexdigest()
 
 
 def train_all(
@@ -157,23 +192,37 @@ def train_all(
     plans: Sequence[TrainingPlan],
     store: OfflineStore,
     economics: Economics,
+    horizon_days: int,
     seed: int,
-) -> Iterator[tuple[Manifest, FittedModel]]:
-    """Train one kind of model for several cutoffs, in their order and on all cores.
+) -> Iterator[tuple[Trained, Evaluation]]:
+    """Train and evaluate one kind of model for several cutoffs, in their order and on all cores.
 
     A fit uses one thread, so that its sums do not depend on their number; cutoffs are independent
     of each other, so they share the cores instead.
     """
     from joblib import Parallel, cpu_count, delayed
 
-    def train_cutoff(plan: TrainingPlan) -> tuple[Manifest, FittedModel]:
-        def read(cutoffs: Sequence[dt.date]) -> Rows:
+    def train_cutoff(plan: TrainingPlan) -> tuple[Trained, Evaluation]:
+        @cache
+        def read(cutoffs: tuple[dt.date, ...]) -> Rows:
             return training_rows(store, cutoffs)
 
-        return train(estimator, columns, plan, read, economics, seed)
+        trained = train(estimator, columns, plan, read, economics, seed)
+        evaluation = evaluate(
+            estimator,
+            trained.model,
+            read(plan.fit),
+            read((plan.holdout,)),
+            Trial(trained.holdout, trained.manifest.rounds),
+            economics,
+            horizon_days,
+            seed,
+            subject=f"{estimator.name} of {plan.cutoff}, hold-out {plan.holdout}",
+        )
+        return trained, evaluation
 
     workers = Parallel(n_jobs=min(len(plans), cpu_count()), return_as="generator")
-    trained: Iterator[tuple[Manifest, FittedModel]] = workers(
+    trained: Iterator[tuple[Trained, Evaluation]] = workers(
         delayed(train_cutoff)(plan) for plan in plans
     )
     return trained
@@ -229,13 +278,24 @@ def assets(
         )
         def model(context: dg.AssetExecutionContext) -> None:
             plans = [training_plan(calendar, parse_key(key)) for key in context.partition_keys]
+            made_from = provenances(store, calendar, context)
             began = time.monotonic()
-            trained = train_all(estimator, columns, plans, store, economics, seed)
-            for key, (manifest, fitted) in zip(context.partition_keys, trained, strict=True):
-                manifest = model_store.write(manifest, fitted)
-                run_id = tracking.record(manifest, parameters(manifest, fitted), context.run.run_id)
+            trained = train_all(
+                estimator, columns, plans, store, economics, calendar.horizon_days, seed
+            )
+            for key, (made, evaluation) in zip(context.partition_keys, trained, strict=True):
+                manifest = replace(made.manifest, provenance=made_from(key))
+                manifest = model_store.write(manifest, made.model, made.holdout)
+                run_id = tracking.record(
+                    manifest,
+                    parameters(manifest, made.model),
+                    context.run.run_id,
+                    evaluation=evaluation,
+                    example=made.example,
+                )
                 seconds, began = time.monotonic() - began, time.monotonic()
-                metadata = model_metadata(manifest, tracking, run_id) | {"seconds": seconds}
+                metadata = model_metadata(manifest, evaluation, tracking, run_id)
+                metadata |= {"seconds": seconds}
                 context.add_asset_metadata(metadata, partition_key=key)
                 auc = manifest.metrics.get("roc_auc")
                 context.log.info(
@@ -260,11 +320,22 @@ def parameters(manifest: Manifest, model: FittedModel) -> dict[str, object]:
     }
 
 
-def model_metadata(manifest: Manifest, tracking: Tracking, run_id: str) -> dict[str, Any]:
+def model_metadata(
+    manifest: Manifest, evaluation: Evaluation, tracking: Tracking, run_id: str
+) -> dict[str, Any]:
     """What Dagster shows of a model; floats are plotted over cutoffs."""
+    from churn_assets.plots import markdown_image
+
     url = tracking.run_url(run_id)
+    pictures = {
+        f"plot/{name}": dg.MetadataValue.md(markdown_image(image, name))
+        for name, image in evaluation.plots.items()
+    }
     return {
         **manifest.metrics,
+        "grades": dg.MetadataValue.md(grades_table(evaluation)),
+        "report": dg.MetadataValue.md(f"```\n{evaluation.report}\n```"),
+        **pictures,
         "threshold": manifest.threshold,
         "training_rows": manifest.rows,
         "rounds": manifest.rounds,
@@ -274,3 +345,14 @@ def model_metadata(manifest: Manifest, tracking: Tracking, run_id: str) -> dict[
         "fallback": manifest.fallback or "no",
         "mlflow_run": dg.MetadataValue.url(url) if url else dg.MetadataValue.text(run_id),
     }
+
+
+def grades_table(evaluation: Evaluation) -> str:
+    """Metrics on the hold-out with their intervals, beside the baselines and a random split."""
+    others = {**evaluation.baselines, "random split": evaluation.random_split}
+    rows = []
+    for name, value in evaluation.metrics.items():
+        low, high = evaluation.intervals[name]
+        cells = [f"{other[name]:.4f}" if name in other else "" for other in others.values()]
+        rows.append([name, f"{value:.4f}", f"{low:.4f} to {high:.4f}", *cells])
+    return markdown(["metric", "hold-out", "95 % interval", *others], rows)

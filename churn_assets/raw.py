@@ -19,7 +19,7 @@ import dagster as dg
 from churn_assets.cutoffs import Calendar, midnight, utc_now
 from churn_assets.sources import Source, SourceTable, number_as_text
 from churn_assets.stores.offline import OfflineStore, Query, utc
-from churn_assets.tables import CUSTOMER_ID, SLICE, Column, Table
+from churn_assets.tables import CUSTOMER_ID, SLICE, Column, Table, markdown
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -464,8 +464,8 @@ def quarantine_metadata(
         rows = [row[1:] for row in rejected if row[0] == key]
         of_period = sum(count for _, _, in_period, count in rows if in_period)
         total = of_period + sum(counts.get(key, 0) for counts in ingested.values())
-        lines = [f"| {source} | {reason} | {count:,} |" for source, reason, _, count in rows]
-        table = "\n".join(["| table | reason | rows |", "|---|---|---|", *lines])
+        lines = [[source, reason, f"{count:,}"] for source, reason, _, count in rows]
+        table = markdown(["table", "reason", "rows"], lines)
         metadata[key] = {
             "quarantine_rate": of_period / total if total else 0.0,
             "by_reason": dg.MetadataValue.md(table if lines else "Nothing was rejected."),

@@ -7,8 +7,8 @@ no model can be expected to do better.
 import datetime as dt
 from dataclasses import dataclass
 
+from churn_assets.champion import find_champion
 from churn_assets.cutoffs import Calendar, parse_key
-from churn_assets.predictions import find_champion
 from churn_assets.stores.models import ModelStore
 from churn_assets.stores.offline import OfflineStore, row_count
 
@@ -44,7 +44,6 @@ def cutoff_reports(store: OfflineStore, calendar: Calendar) -> list[CutoffReport
         if champion is None:
             continue
         kept = champion.model_cutoff != champion.cutoff
-        metrics = champion.incumbent if kept else champion.candidates[champion.model]
         name = champion.model.removesuffix("_model")
         reports.append(
             CutoffReport(
@@ -52,7 +51,7 @@ def cutoff_reports(store: OfflineStore, calendar: Calendar) -> list[CutoffReport
                 f"{name} of {champion.model_cutoff}" if kept else name,
                 champion.reason,
                 champion.holdout,
-                metrics.get("roc_auc"),
+                champion.metrics.get("roc_auc"),
                 best_auc(store, champion.holdout),
             )
         )

@@ -5,7 +5,7 @@ these declarations. An empty partition still has the full schema.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
@@ -80,6 +80,12 @@ class Table:
 def cutoff_table(name: str, columns: Sequence[Column]) -> Table:
     """A table with one row per customer of the population and cutoff."""
     return Table(name, ("customer_id",), (CUSTOMER_ID, CUTOFF, *columns))
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
 
 
 def sql_version(*texts: str) -> str:

@@ -12,21 +12,28 @@ Telemetry is off. Replaced runs stay in MLflow's bin until `mlflow gc`.
 """
 
 import fcntl
+import json
 import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from churn_assets.estimators import inputs
 from churn_assets.stores.models import Manifest, ModelStore
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
+
+    from churn_assets.evaluation import Evaluation
 
 EXPERIMENT = "churn"
 REGISTERED_MODEL = "churn"
@@ -81,9 +88,22 @@ class Tracking:
             return client, str(client.create_experiment(EXPERIMENT, artifact_location=local))
 
     def record(
-        self, manifest: Manifest, params: Mapping[str, object], dagster_run_id: str = ""
+        self,
+        manifest: Manifest,
+        params: Mapping[str, object],
+        dagster_run_id: str = "",
+        evaluation: "Evaluation | None" = None,
+        example: "pd.DataFrame | None" = None,
     ) -> str:
-        """Log a model as the one run of its asset and partition, and give the run's id."""
+        """Log a model as the one run of its asset and partition, and give the run's id.
+
+        Args:
+            manifest: What the model is.
+            params: How it was fitted.
+            dagster_run_id: The Dagster run that made it.
+            evaluation: Its plots, report and importance, where it was just made.
+            example: A few rows of its input.
+        """
         mlflow = _mlflow()
         from mlflow.entities import Metric, Param, RunTag
 
@@ -104,10 +124,16 @@ class Tracking:
         try:
             self.client.log_batch(
                 run_id,
-                metrics=[Metric(key, value, now, 0) for key, value in manifest.metrics.items()],
+                metrics=[
+                    Metric(key, value, now, 0)
+                    for key, value in _metrics(manifest, evaluation).items()
+                ],
                 params=[Param(key, str(value)[:500]) for key, value in params.items()],
                 tags=[RunTag("mlflow.source.name", "churn_assets")],
             )
+            self.client.log_inputs(run_id, [_dataset(manifest)])
+            if evaluation:
+                self._log_evaluation(run_id, evaluation)
             with (
                 self._as_default(),
                 mlflow.start_run(run_id=run_id),
@@ -122,10 +148,50 @@ class Tracking:
                     # Without a list MLflow opens the model in a new process to find one: 4 s.
                     pip_requirements=[f"{k}=={v}" for k, v in manifest.libraries.items()],
                     signature=_signature(manifest),
+                    input_example=None if example is None else inputs(example, manifest.columns),
                 )
         except BaseException:
             self.client.set_terminated(run_id, "FAILED")
             raise
+        for old in replaced:
+            self.client.delete_run(old)
+        return run_id
+
+    def _log_evaluation(self, run_id: str, evaluation: "Evaluation") -> None:
+        """Plots, classification report and feature importance as files of the run."""
+        with TemporaryDirectory() as folder:
+            for name, image in evaluation.plots.items():
+                (Path(folder) / f"{name}.png").write_bytes(image)
+            self.client.log_artifacts(run_id, folder, "plots")
+        self.client.log_text(run_id, evaluation.report, "classification_report.txt")
+        self.client.log_dict(run_id, dict(evaluation.importance), "feature_importance.json")
+
+    def record_topics(
+        self,
+        version: str,
+        texts: int,
+        words: Sequence[Sequence[str]],
+        folder: Path,
+        dagster_run_id: str = "",
+    ) -> str:
+        """Log the topic model with its top words as the one run of its asset; give the run's id."""
+        from mlflow.entities import Param
+
+        asset = "review_topic_model"
+        replaced = self._runs(asset, "")
+        tags = {
+            ASSET_TAG: asset,
+            PARTITION_TAG: "",
+            VERSION_TAG: version,
+            DAGSTER_RUN_TAG: dagster_run_id,
+        }
+        run = self.client.create_run(self.experiment_id, run_name=asset, tags=tags)
+        run_id = str(run.info.run_id)
+        self.client.log_batch(run_id, params=[Param("texts", str(texts))])
+        named = {f"topic_{i}": list(top) for i, top in enumerate(words)}
+        self.client.log_dict(run_id, named, "top_words.json")
+        self.client.log_artifacts(run_id, str(folder), "topic_model")
+        self.client.set_terminated(run_id)
         for old in replaced:
             self.client.delete_run(old)
         return run_id
@@ -230,6 +296,34 @@ def _mlflow() -> Any:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return mlflow
+
+
+def _metrics(manifest: Manifest, evaluation: "Evaluation | None") -> dict[str, float]:
+    """Metrics, their intervals, and those of the baselines and of a random split."""
+    found = dict(manifest.metrics)
+    if evaluation is None:
+        return found
+    for name, (low, high) in evaluation.intervals.items():
+        found |= {f"{name}_low": low, f"{name}_high": high}
+    others = {**evaluation.baselines, "random_split": evaluation.random_split}
+    for other, metrics in others.items():
+        found |= {f"{other}.{name}": value for name, value in metrics.items()}
+    return found
+
+
+def _dataset(manifest: Manifest) -> "DatasetInput":
+    """What the model was trained on: its rows by digest, the files they came from, the features."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = {"table": "training_dataset", "cutoffs": manifest.training_cutoffs}
+    dataset = Dataset(
+        name="training_dataset",
+        digest=manifest.rows_digest[:16],
+        source_type="churn_assets",
+        source=json.dumps({**source, **manifest.provenance}),
+        profile=json.dumps({"rows": manifest.rows, "features": len(manifest.columns)}),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
 def _signature(manifest: Manifest) -> Any:

@@ -15,9 +15,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from churn_assets.champion import find_champion
 from churn_assets.definitions import build_definitions, offline_store
 from churn_assets.online import online_query
-from churn_assets.predictions import find_champion
 from churn_assets.report import cutoff_reports
 from churn_assets.settings import Settings
 from churn_assets.stores.models import ModelStore

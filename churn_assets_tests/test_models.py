@@ -24,9 +24,9 @@ from churn_assets.definitions import TABLES
 from churn_assets.estimators import ESTIMATORS, Estimator, Rows, fit, trial
 from churn_assets.features import GROUPS, feature_columns
 from churn_assets.metrics import Economics, calibration_error, grade
-from churn_assets.models import MODELS, feature_versions, train, training_plan
+from churn_assets.models import MODELS, Trained, feature_versions, train, training_plan
 from churn_assets.predictions import CHURN_PREDICTIONS
-from churn_assets.stores.models import FeatureMismatch, ModelStore
+from churn_assets.stores.models import FeatureMismatch, Manifest, ModelStore
 from churn_assets.stores.offline import OfflineStore, duckdb_config
 from churn_assets.tables import Column
 from churn_assets.training import LABEL_COLUMNS, TRAINING_DATASET
@@ -62,6 +62,10 @@ def made_up(columns: list[Column], customers: int, seed: int) -> pd.DataFrame:
 def rows(customers: int = 600, seed: int = 0) -> Rows:
     frame = made_up(COLUMNS, customers, seed)
     return Rows(frame.drop(columns="churned"), frame["churned"].to_numpy())
+
+
+def write(store: ModelStore, trained: Trained) -> Manifest:
+    return store.write(trained.manifest, trained.model, trained.holdout)
 
 
 def made_up_store(
@@ -142,9 +146,9 @@ def test_the_hold_out_is_not_among_the_rows_of_the_graded_fit():
 def test_labels_are_no_features(tmp_path: Path):
     store = made_up_store(tmp_path)
     plan = training_plan(CALENDAR, dt.date(2025, 6, 1))
-    manifest, _ = train(
-        ESTIMATORS[0], COLUMNS, plan, lambda c: models.training_rows(store, c), Economics(), 7
-    )
+    manifest = train(
+        ESTIMATORS[0], COLUMNS, plan, lambda c: models.training_rows(store, c), Economics(), 28, 7
+    ).manifest
     assert not {c.name for c in manifest.columns} & {c.name for c in LABEL_COLUMNS}
     assert 0.6 < manifest.metrics["roc_auc"] < 0.95
 
@@ -193,9 +197,10 @@ def versions_of_all_models(home: Path) -> list[str]:
     plan = training_plan(CALENDAR, dt.date(2025, 6, 1))
     read = itertools.cycle([rows(), rows(seed=1), rows(seed=2)])
     return [
-        ModelStore(home)
-        .write(*train(estimator, COLUMNS, plan, lambda _: next(read), Economics(), 7))
-        .version
+        write(
+            ModelStore(home),
+            train(estimator, COLUMNS, plan, lambda _: next(read), Economics(), 7),
+        ).version
         for estimator in ESTIMATORS
     ]
 
@@ -243,10 +248,11 @@ def test_a_handful_of_customers_gives_the_base_rate(
     estimator: Estimator, customers: int, tmp_path: Path
 ):
     plan = training_plan(CALENDAR, dt.date(2025, 6, 1))
-    manifest, model = train(estimator, COLUMNS, plan, lambda _: rows(customers), Economics(), 7)
-    assert f"{customers} training rows" in manifest.fallback
+    trained = train(estimator, COLUMNS, plan, lambda _: rows(customers), Economics(), 7)
+    assert f"{customers} training rows" in trained.manifest.fallback
     store = ModelStore(tmp_path)
-    loaded = store.load(store.write(manifest, model), feature_versions())
+    model = trained.model
+    loaded = store.load(write(store, trained), feature_versions())
     assert np.array_equal(
         loaded.probabilities(rows(9).features), model.probabilities(rows(9).features)
     )
@@ -324,8 +330,8 @@ def test_impossible_economics_are_refused(wrong: dict[str, float]):
 @EVERY_ESTIMATOR
 def test_what_is_read_back_predicts_the_same(estimator: Estimator, tmp_path: Path):
     store, plan = ModelStore(tmp_path), training_plan(CALENDAR, dt.date(2025, 6, 1))
-    manifest, model = train(estimator, COLUMNS, plan, lambda _: rows(), Economics(), 7)
-    written = store.write(manifest, model)
+    trained = train(estimator, COLUMNS, plan, lambda _: rows(), Economics(), 7)
+    model, written = trained.model, write(store, trained)
     assert written == store.manifest(estimator.name, "2025-06-01")
     loaded = store.load(written, feature_versions())
     new = rows(seed=1).features
@@ -334,7 +340,7 @@ def test_what_is_read_back_predicts_the_same(estimator: Estimator, tmp_path: Pat
 
 def test_a_model_refuses_features_of_another_version(tmp_path: Path):
     store, plan = ModelStore(tmp_path), training_plan(CALENDAR, dt.date(2025, 6, 1))
-    written = store.write(*train(ESTIMATORS[0], COLUMNS, plan, lambda _: rows(), Economics(), 7))
+    written = write(store, train(ESTIMATORS[0], COLUMNS, plan, lambda _: rows(), Economics(), 7))
     changed = feature_versions() | {"monetary": "another"}
     with pytest.raises(FeatureMismatch, match=r"other versions of 1 features.*monetary"):
         store.load(written, changed)
@@ -345,20 +351,20 @@ def test_a_model_refuses_features_of_another_version(tmp_path: Path):
 
 def test_a_killed_write_leaves_the_previous_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store, plan = ModelStore(tmp_path), training_plan(CALENDAR, dt.date(2025, 6, 1))
-    first = store.write(*train(ESTIMATORS[0], COLUMNS, plan, lambda _: rows(), Economics(), 7))
+    first = write(store, train(ESTIMATORS[0], COLUMNS, plan, lambda _: rows(), Economics(), 7))
     other = train(ESTIMATORS[0], COLUMNS, plan, lambda _: rows(seed=5), Economics(), 7)
     for step in ("_write_pipeline", "_move"):
         with monkeypatch.context() as patch:
             patch.setattr(f"churn_assets.stores.models.{step}", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                store.write(*other)
+                write(store, other)
         assert store.manifest(first.model, first.cutoff) == first
         store.load(first, feature_versions())
-    second = store.write(*other)
+    second = write(store, other)
     assert second.version != first.version
     store.load(first, feature_versions())
-    third = store.write(
-        *train(ESTIMATORS[0], COLUMNS, plan, lambda _: rows(seed=6), Economics(), 7)
+    third = write(
+        store, train(ESTIMATORS[0], COLUMNS, plan, lambda _: rows(seed=6), Economics(), 7)
     )
     folders = {p.name for p in store.folder(first.model, first.cutoff).iterdir() if p.is_dir()}
     assert folders == {second.version, third.version}

@@ -12,19 +12,20 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from churn_assets import champion as champion_assets
 from churn_assets import models, predictions
-from churn_assets.cutoffs import parse_key
-from churn_assets.features import GROUPS
-from churn_assets.metrics import Economics
-from churn_assets.models import MODELS
-from churn_assets.predictions import (
+from churn_assets.champion import (
     CHAMPION_MODEL,
-    CHURN_PREDICTIONS,
     Champion,
     champion_of,
     choose_champion,
     find_champion,
 )
+from churn_assets.cutoffs import parse_key
+from churn_assets.features import GROUPS
+from churn_assets.metrics import Economics
+from churn_assets.models import MODELS
+from churn_assets.predictions import CHURN_PREDICTIONS
 from churn_assets.stores.models import MANIFEST, ModelStore
 from churn_assets.stores.offline import OfflineIOManager, OfflineStore
 from churn_assets.tracking import CHAMPION, REGISTERED_MODEL, Tracking
@@ -40,7 +41,8 @@ def run(store: OfflineStore, first: str, last: str, *selection: str) -> dg.Execu
     tracking = Tracking(store.home)
     own = [
         *models.assets(CALENDAR, store, tracking, Economics(), 7),
-        *predictions.assets(CALENDAR, store, tracking, Economics()),
+        *champion_assets.assets(CALENDAR, store, tracking, Economics()),
+        *predictions.assets(CALENDAR, store),
     ]
     upstream = [
         dg.AssetSpec(TRAINING_DATASET.name, partitions_def=CALENDAR.labeled_cutoffs),
@@ -112,7 +114,7 @@ def test_the_incumbent_was_never_trained_on_its_hold_out(history: OfflineStore):
 def test_the_graph_shows_grades_per_cutoff(tmp_path: Path):
     store = made_up_store(tmp_path)
     result = run(store, FIRST, FIRST)
-    for name in (*MODELS, CHAMPION_MODEL, CHURN_PREDICTIONS.name):
+    for name in (*MODELS, CHAMPION_MODEL.name, CHURN_PREDICTIONS.name):
         [event] = result.asset_materializations_for_node(name)
         assert event.partition == FIRST
     [event] = result.asset_materializations_for_node(MODELS[0])
@@ -134,7 +136,7 @@ def test_an_old_backfill_meets_no_model_of_its_future(history: OfflineStore):
         return registry.get_model_version_by_alias(REGISTERED_MODEL, CHAMPION).run_id
 
     newest = champion()
-    run(history, FIRST, FIRST, CHAMPION_MODEL, CHURN_PREDICTIONS.name)
+    run(history, FIRST, FIRST, CHAMPION_MODEL.name, CHURN_PREDICTIONS.name)
     assert champion() == newest
     assert predicted(history) == before
     assert decision(store, FIRST).incumbent == {}
@@ -145,7 +147,7 @@ def with_champion(history: OfflineStore, folder: Path, cutoff: str, **changes: A
     import shutil
 
     shutil.copytree(history.home / "models", folder / "models")
-    path = folder / "models" / CHAMPION_MODEL / f"cutoff={cutoff}" / MANIFEST
+    path = folder / "models" / CHAMPION_MODEL.name / f"cutoff={cutoff}" / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return ModelStore(folder)
 
@@ -178,7 +180,7 @@ def test_an_incumbent_with_changed_features_is_out(
     history: OfflineStore, monkeypatch: pytest.MonkeyPatch
 ):
     versions = models.feature_versions() | {"monetary": "another"}
-    monkeypatch.setattr("churn_assets.predictions.feature_versions", lambda: versions)
+    monkeypatch.setattr("churn_assets.champion.feature_versions", lambda: versions)
     champion, _ = choose_champion(
         CALENDAR, history, ModelStore(history.home), parse_key(LAST), Economics()
     )
@@ -189,3 +191,39 @@ def test_an_incumbent_with_changed_features_is_out(
 def test_no_champion_says_how_to_make_it(history: OfflineStore):
     with pytest.raises(FileNotFoundError, match="churn backfill --stage models"):
         champion_of(CALENDAR, ModelStore(history.home), dt.date(2025, 12, 1))
+
+
+def test_decisions_are_kept_in_a_table(history: OfflineStore):
+    files = history.root / CHAMPION_MODEL.name / "*" / "part-0.parquet"
+    rows = query(f"FROM read_parquet('{files}', hive_partitioning = false) ORDER BY ALL")
+    store = ModelStore(history.home)
+    for key in ("2025-06-01", "2025-07-01", LAST):
+        kept = decision(store, key)
+        decided = [row for row in rows if str(row["cutoff"]) == key]
+        [chosen] = [row for row in decided if row["role"] == "champion"]
+        assert (chosen["model"], str(chosen["model_cutoff"])) == (kept.model, kept.model_cutoff)
+        assert chosen["reason"] == kept.reason
+        assert len(decided) == len(MODELS) + bool(kept.incumbent)
+        for row in decided:
+            newer = str(row["model_cutoff"]) == key
+            assert (row["lead_low"] is not None) == (newer and bool(kept.incumbent))
+            if row["lead_low"] is not None:
+                assert row["lead_low"] <= row["lead"] <= row["lead_high"]
+
+
+def test_contacts_are_those_who_are_worth_it(history: OfflineStore):
+    economics = Economics()
+    scan = history.scan(CHURN_PREDICTIONS, [LAST])
+    contacts = query(predictions.contacts_query(scan.sql, economics))
+    at_risk = {
+        row["customer_id"]
+        for row in predicted(history)
+        if str(row["cutoff"]) == LAST and row["prediction"] == "CHURN RISK"
+    }
+    assert {row["customer_id"] for row in contacts} == at_risk
+    values = [row["expected_value"] for row in contacts]
+    assert values == sorted(values, reverse=True)
+    assert values[0] == pytest.approx(
+        contacts[0]["churn_probability"] * economics.save_rate * economics.customer_value
+        - economics.contact_cost
+    )

@@ -4,6 +4,7 @@ import datetime as dt
 
 import pytest
 
+from churn_assets.metrics import Interval
 from churn_assets.promotion import (
     MINIMUM_AUC,
     REFRESH_TOLERANCE,
@@ -43,6 +44,16 @@ def test_another_kind_needs_the_margin(lead: float, switches: bool):
     assert (decision.chosen.model == BOOSTING) is switches
     assert decision.promoted is switches
     assert "0.7500" in decision.reason
+
+
+def test_a_lead_that_chance_explains_is_none():
+    old = incumbent(FOREST, 0.75)
+    same = candidate(FOREST, 0.75)
+    for low, switches in ((0.001, True), (-0.001, False)):
+        other = Graded(BOOSTING, NOW, 0.75 + 2 * SWITCH_MARGIN, Interval(low, 0.02))
+        decision = decide_promotion([same, other], old)
+        assert decision.chosen == (other if switches else same)
+        assert f"{low:+.4f}" in decision.reason
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracking]:
 
 def made(tracking: Tracking, estimator: Estimator, cutoff: str, seed: int = 0) -> Manifest:
     plan = training_plan(CALENDAR, dt.date.fromisoformat(cutoff))
-    manifest, model = train(estimator, COLUMNS, plan, lambda _: rows(seed=seed), Economics(), 7)
-    return ModelStore(tracking.home).write(manifest, model)
+    trained = train(estimator, COLUMNS, plan, lambda _: rows(seed=seed), Economics(), 7)
+    return ModelStore(tracking.home).write(trained.manifest, trained.model, trained.holdout)
 
 
 def runs(tracking: Tracking, manifest: Manifest) -> list:

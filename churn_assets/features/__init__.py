@@ -15,6 +15,7 @@ from churn_assets.features.behavior import BEHAVIOR
 from churn_assets.features.group import FeatureGroup, group_query
 from churn_assets.features.profile import PROFILE
 from churn_assets.features.recent import RECENT
+from churn_assets.features.review import REVIEW
 from churn_assets.features.rfm import RFM
 from churn_assets.features.trend import TREND
 from churn_assets.stores.offline import Query, Scan, buckets
@@ -27,6 +28,7 @@ GROUPS: tuple[FeatureGroup, ...] = (
     RFM,
     BEHAVIOR,
     TREND,
+    REVIEW,
 )
 
 # Any cutoff serves to make a group's code version; it must only be the same at every load.
@@ -80,7 +82,8 @@ def _asset(
                     {name: scan.bucket(b, len(bucketed)) for name, scan in rollups.items()},
                 )
                 for b in bucketed
-            ]
+            ],
+            describe=group.describe,
         )
 
     return feature_group

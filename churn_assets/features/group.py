@@ -11,14 +11,18 @@ UTC midnights. `in_window` writes that predicate; nothing else does.
 
 import datetime as dt
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from churn_assets.cutoffs import DAY_US, day_number
 from churn_assets.rollups import DAILY_ACTIVITY
+from churn_assets.stores.offline import Scan
 from churn_assets.tables import Column, Table, cutoff_table, sql_version
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 # A window in days; LOOKBACK is the setting CHURN_LOOKBACK_DAYS, EVER all days before the cutoff.
 Window = int | Literal["lookback", "ever"]
@@ -94,6 +98,14 @@ class FeatureGroup:
     """Features that are computed, stored and owned together.
 
     Grain: one row per customer of the population and cutoff.
+
+    Args:
+        name: Also the asset's and the table's.
+        description: For people.
+        owner: Who answers for it.
+        features: In the order of the columns.
+        derived: The sources that are made from rollups, by name.
+        describe: What Dagster shows of a partition beside its counts: see `Query`.
     """
 
     name: str
@@ -101,6 +113,7 @@ class FeatureGroup:
     owner: str
     features: tuple[Feature, ...]
     derived: Mapping[str, Derived] = field(default_factory=dict)
+    describe: "Callable[[DuckDBPyConnection, Scan], Mapping[str, Any]] | None" = None
 
     @cached_property
     def table(self) -> Table:

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +28,13 @@ from churn_assets.estimators import FittedModel
 from churn_assets.tables import Column
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 MANIFEST = "manifest.json"
 PIPELINE = "pipeline.skops"
 BOOSTER = "classifier.ubj"
+HOLDOUT = "holdout.npy"
 TRUSTED_TYPES = [
     "churn_assets.estimators.signed_log",
     "numpy.dtype",
@@ -60,11 +62,13 @@ class Manifest:
         threshold: The probability from which a customer counts as CHURN RISK.
         rounds: Boosting rounds; 0 without boosting.
         rows: Training rows.
+        rows_digest: Digest of their features and labels.
         seed: Of everything drawn at random.
         fallback: Why it is the base rate; empty where it is not.
         libraries: Versions of the libraries that fitted it.
         state: Digest of its probabilities for the customers of the hold-out.
         version: Digest of all of the above.
+        provenance: What it was made from: code version and a digest of the input files.
     """
 
     model: str
@@ -81,7 +85,9 @@ class Manifest:
     fallback: str
     libraries: Mapping[str, str] = field(default_factory=dict)
     state: str = ""
+    rows_digest: str = ""
     version: str = ""
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -105,34 +111,64 @@ class ModelStore:
 
     home: Path
 
-    def folder(self, asset: str, cutoff: str) -> Path:
-        return self.home / "models" / asset / f"cutoff={cutoff}"
+    def folder(self, asset: str, cutoff: str | None) -> Path:
+        folder = self.home / "models" / asset
+        return folder if cutoff is None else folder / f"cutoff={cutoff}"
 
-    def write(self, manifest: Manifest, model: FittedModel) -> Manifest:
-        """Publish a model, and give its manifest with libraries, digests and version filled in."""
+    def write(
+        self, manifest: Manifest, model: FittedModel, holdout: "np.ndarray | None" = None
+    ) -> Manifest:
+        """Publish a model, and give its manifest with libraries, digests and version filled in.
+
+        Args:
+            manifest: What the model is.
+            model: The fitted model.
+            holdout: P(churn) of the hold-out's customers by the fit that was graded, for pairing.
+        """
+        import numpy as np
+
+        def write_files(folder: Path) -> None:
+            _write_pipeline(model.pipeline, folder)
+            np.save(folder / HOLDOUT, [] if holdout is None else holdout, allow_pickle=False)
+
         manifest = replace(manifest, libraries=libraries())
-        content = json.dumps(asdict(manifest), sort_keys=True)
+        content = json.dumps(asdict(replace(manifest, provenance={})), sort_keys=True)
         manifest = replace(manifest, version=hashlib.sha256(content.encode()).hexdigest()[:16])
-        text = json.dumps(asdict(manifest), indent=2)
+        self.publish(
+            self.folder(manifest.model, manifest.cutoff),
+            manifest.version,
+            json.dumps(asdict(manifest), indent=2),
+            write_files,
+        )
+        return manifest
 
-        folder = self.folder(manifest.model, manifest.cutoff)
-        previous = self.find(manifest.model, manifest.cutoff)
-        target = folder / manifest.version
+    def publish(
+        self, folder: Path, version: str, manifest: str, write: Callable[[Path], None]
+    ) -> None:
+        """Make a version the current one of a folder, and keep the one that it replaces.
+
+        Args:
+            folder: Of the asset and partition.
+            version: Names the content; one that is there already is not written again.
+            manifest: JSON with a field `version`.
+            write: Writes the files of the version into an empty folder.
+        """
+        current = folder / MANIFEST
+        previous = json.loads(current.read_text())["version"] if current.exists() else ""
+        target = folder / version
         if not target.exists():
             staged = self._staging() / uuid.uuid4().hex
             staged.mkdir()
-            _write_pipeline(model.pipeline, staged)
-            (staged / MANIFEST).write_text(text)
+            write(staged)
+            (staged / MANIFEST).write_text(manifest)
             folder.mkdir(parents=True, exist_ok=True)
             _move(staged, target)
-        self.write_json(folder / MANIFEST, text)
-        keep = {manifest.version, previous.version if previous else ""}
+        self.write_text(current, manifest)
         for leftover in folder.iterdir():
-            if leftover.is_dir() and leftover.name not in keep:
+            if leftover.is_dir() and leftover.name not in {version, previous}:
                 shutil.rmtree(leftover)
-        return manifest
 
-    def write_json(self, path: Path, text: str) -> None:
+    def write_text(self, path: Path, text: str) -> None:
         """Replace a file in one step."""
         staged = self._staging() / uuid.uuid4().hex
         with staged.open("w") as file:
@@ -161,6 +197,13 @@ class ModelStore:
             )
         return manifest
 
+    def holdout_probabilities(self, manifest: Manifest) -> "np.ndarray":
+        """What the graded fit said of the hold-out, in the order of its customers."""
+        import numpy as np
+
+        probabilities: np.ndarray = np.load(self.artefact(manifest) / HOLDOUT, allow_pickle=False)
+        return probabilities
+
     def artefact(self, manifest: Manifest) -> Path:
         """The folder with a model's files."""
         return self.folder(manifest.model, manifest.cutoff) / manifest.version
@@ -182,6 +225,14 @@ class ModelStore:
         folder = self.home / "staging"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def find_provenance(manifest: Path) -> Mapping[str, str] | None:
+    """What a model or decision was made from; None where there is none, or it does not say."""
+    if not manifest.exists():
+        return None
+    made_from: Mapping[str, str] | None = json.loads(manifest.read_text()).get("provenance")
+    return made_from
 
 
 def refuse_other_features(manifest: Manifest, feature_versions: Mapping[str, str]) -> None:

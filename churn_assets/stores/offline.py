@@ -16,16 +16,17 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.settings import Settings
+from churn_assets.stores.models import MANIFEST, ModelStore
 from churn_assets.tables import Table
 
 if TYPE_CHECKING:
@@ -46,10 +47,13 @@ class Query:
     Args:
         selects: One statement, or one per customer bucket.
         connection: Set where the statements read temporary tables of an open connection.
+        describe: What Dagster shows of a partition beside its counts, from a connection and the
+            relation of its rows.
     """
 
     selects: Sequence[str]
     connection: "DuckDBPyConnection | None" = None
+    describe: "Callable[[DuckDBPyConnection, Scan], Mapping[str, Any]] | None" = None
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,7 @@ class OfflineStore:
             ValueError: The query gave rows outside `keys`, or would shrink a guarded partition.
             PermissionError: The state folder cannot be written.
         """
-        staging = self._staging_folder()
+        staging = self.staging_folder()
         connection.execute(f"CREATE OR REPLACE TEMP TABLE staged AS {table.typed(selects[0])}")
         for select in selects[1:]:
             connection.execute(f"INSERT INTO staged {table.typed(select)}")
@@ -244,7 +248,7 @@ class OfflineStore:
             staged.unlink(missing_ok=True)
         return Partition(target, rows, target.stat().st_size)
 
-    def _staging_folder(self) -> Path:
+    def staging_folder(self) -> Path:
         """The folder beside the tables, without what killed runs left there."""
         folder = self.home / "staging"
         try:
@@ -302,16 +306,49 @@ class OfflineStore:
             if name.encode() in metadata
         }
 
+    def artefact(self, asset: str, key: str | None) -> Path:
+        """The file that says what an asset without a table is now: a model or a decision."""
+        return ModelStore(self.home).folder(asset, key) / MANIFEST
+
+    def content(self, asset: str, key: str | None) -> Path:
+        """The file that changes whenever a partition of an asset does."""
+        table = self.tables.get(asset)
+        return self.artefact(asset, key) if table is None else self.path(table, key)
+
+    def present(self, asset: str) -> Sequence[str | None]:
+        """The partitions of an asset that have a file, in order; `[None]` for a whole one."""
+        if self.content(asset, None).exists():
+            return [None]
+        table = self.tables.get(asset)
+        if table is not None:
+            return [*self.keys(table)]
+        files = ModelStore(self.home).folder(asset, None).glob(f"cutoff=*/{MANIFEST}")
+        return sorted(path.parent.name.split("=")[1] for path in files)
+
 
 def upstream_keys(
-    calendar: Calendar, mapping: dg.PartitionMapping | None, key: str, existing: Sequence[str]
-) -> list[str]:
-    """The upstream partitions that partition `key` is made from."""
+    calendar: Calendar,
+    mapping: dg.PartitionMapping | None,
+    key: str | None,
+    existing: Sequence[str | None],
+) -> Sequence[str | None]:
+    """The upstream partitions, of those that exist, that partition `key` is made from.
+
+    An asset without partitions names those that it reads; the registry, which names none, reads
+    declarations only.
+    """
+    if None in existing:
+        return existing
+    keys = [k for k in existing if k is not None]
+    if isinstance(mapping, dg.SpecificPartitionsPartitionMapping):
+        return [k for k in keys if k in mapping.partition_keys]
+    if key is None:
+        return []
     if not isinstance(mapping, dg.TimeWindowPartitionMapping):
-        return [key] if key in existing else []
+        return [key] if key in keys else []
     first = calendar.shift(parse_key(key), mapping.start_offset).isoformat()
     last = calendar.shift(parse_key(key), mapping.end_offset).isoformat()
-    return [k for k in existing if first <= k <= last]
+    return [k for k in keys if first <= k <= last]
 
 
 def current_provenance(
@@ -319,23 +356,28 @@ def current_provenance(
     calendar: Calendar,
     spec: dg.AssetSpec,
     key: str | None,
-    present: Callable[[Table], Sequence[str]],
+    present: Callable[[str], Sequence[str | None]],
 ) -> dict[str, str]:
     """The provenance that partition `key` of an asset has if it is made now.
 
     A file with another one is stale: its code changed, or a file that it was made from did.
-    `present` gives the partitions of a table; for many keys it looks into the folders once.
+    `present` gives the partitions of an asset; for many keys it looks into the folders once.
     """
     digest = hashlib.sha256()
     for dep in sorted(spec.deps, key=lambda dep: dep.asset_key):
-        upstream = store.tables.get(dep.asset_key.path[-1])
-        if upstream is None or key is None or upstream.partitioned_by is None:
-            continue
-        keys = upstream_keys(calendar, dep.partition_mapping, key, present(upstream))
-        for upstream_key in keys:
-            content = file_digest(store.path(upstream, upstream_key))
-            digest.update(f"{upstream.name} {upstream_key} {content}\n".encode())
+        upstream = dep.asset_key.path[-1]
+        for upstream_key in upstream_keys(calendar, dep.partition_mapping, key, present(upstream)):
+            content = file_digest(store.content(upstream, upstream_key))
+            digest.update(f"{upstream} {upstream_key} {content}\n".encode())
     return {"code_version": spec.code_version or "", "inputs": digest.hexdigest()[:32]}
+
+
+def provenances(
+    store: OfflineStore, calendar: Calendar, context: dg.AssetExecutionContext
+) -> Callable[[str | None], dict[str, str]]:
+    """The provenance of each partition that a run of an asset without a table makes."""
+    spec, present = context.assets_def.get_asset_spec(), cache(store.present)
+    return lambda key: current_provenance(store, calendar, spec, key, present)
 
 
 class OfflineIOManager(dg.IOManager):
@@ -357,27 +399,26 @@ class OfflineIOManager(dg.IOManager):
             [*context.asset_partition_keys] if context.has_asset_partitions else [None]
         )
 
-        present = cache(self.store.keys)
+        present = cache(self.store.present)
 
         def provenance(key: str | None) -> dict[str, str]:
             return current_provenance(self.store, self.calendar, context.asset_spec, key, present)
 
         began = time.monotonic()
-        if obj.connection is None:
-            with self.store.connect() as connection:
-                written = self.store.publish(connection, table, obj.selects, keys, provenance)
-        else:
-            written = self.store.publish(obj.connection, table, obj.selects, keys, provenance)
-        seconds = time.monotonic() - began
-
-        for key, partition in written.items():
-            metadata = {
-                "dagster/row_count": partition.rows,
-                "bytes": partition.bytes,
-                "seconds": round(seconds / len(written), 4),
-                "path": dg.MetadataValue.path(str(partition.path)),
-            }
-            context.step_context.add_asset_metadata(metadata, context.asset_key, key)
+        with ExitStack() as stack:
+            connection = obj.connection or stack.enter_context(self.store.connect())
+            written = self.store.publish(connection, table, obj.selects, keys, provenance)
+            seconds = time.monotonic() - began
+            for key, partition in written.items():
+                shown = Scan(table, (partition.path,))
+                metadata = {
+                    "dagster/row_count": partition.rows,
+                    "bytes": partition.bytes,
+                    "seconds": round(seconds / len(written), 4),
+                    "path": dg.MetadataValue.path(str(partition.path)),
+                    **(obj.describe(connection, shown) if obj.describe else {}),
+                }
+                context.step_context.add_asset_metadata(metadata, context.asset_key, key)
         rows = sum(partition.rows for partition in written.values())
         context.log.info(f"{table.name}: {rows:,} rows in {len(written)} partitions")
 
