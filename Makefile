@@ -35,6 +35,7 @@ demo: .venv/installed $(DAGSTER_HOME)/dagster.yaml  ## a synthetic shop through 
 
 bench: .venv/installed  ## the benchmarks
 	$(BIN)/python -m benchmarks.history
+	$(BIN)/python -m benchmarks.reviews
 
 dev: .venv/installed $(DAGSTER_HOME)/dagster.yaml  ## the web UI and daemon on http://localhost:3000
 	$(BIN)/dagster dev --workspace workspace.yaml --port 3000
