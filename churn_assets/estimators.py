@@ -135,14 +135,20 @@ def inputs(features: "pd.DataFrame", columns: Sequence[Column]) -> "pd.DataFrame
     """The columns as numbers (float64, NaN where missing) and categories (text)."""
     import pandas as pd
 
-    def convert(column: Column) -> "pd.Series":
-        values = features[column.name]
-        if column.dtype == "VARCHAR":
-            return values.astype(object).where(values.notna(), MISSING)
-        numbers = values.astype("float64")
-        return numbers.where(numbers.abs() < LARGEST)
+    def named(is_category: bool) -> "pd.DataFrame":
+        # All of a kind at once: column by column, one customer takes 15 ms instead of 2.
+        return features[[c.name for c in columns if (c.dtype == "VARCHAR") is is_category]]
 
-    return pd.DataFrame({column.name: convert(column) for column in columns})
+    categories = named(True).astype(object)
+    numbers = named(False).astype("float64")
+    table = pd.concat(
+        [
+            categories.where(categories.notna(), MISSING),
+            numbers.where(numbers.abs() < LARGEST),
+        ],
+        axis="columns",
+    )
+    return table[[column.name for column in columns]]
 
 
 def fit(
