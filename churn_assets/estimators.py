@@ -225,28 +225,26 @@ def _pipeline(
     known = [column for column in columns if table[column.name].notna().any()]
     categories = [column.name for column in known if column.dtype == "VARCHAR"]
     numbers = [column for column in known if column.dtype != "VARCHAR"]
-    steps: list[tuple[str, Any, list[str]]] = [
-        (
-            "categories",
-            OneHotEncoder(
-                handle_unknown="infrequent_if_exist",
-                min_frequency=MIN_CATEGORY_ROWS,
-                sparse_output=False,
-            ),
-            categories,
-        )
-    ]
+    one_hot = OneHotEncoder(
+        handle_unknown="infrequent_if_exist", min_frequency=MIN_CATEGORY_ROWS, sparse_output=False
+    )
+    steps: list[tuple[str, Any, list[str]]]
     if estimator.scaled:
         log = FunctionTransformer(signed_log, feature_names_out="one-to-one")
         scale = (SimpleImputer(strategy="median", add_indicator=True), StandardScaler())
         durations = [c.name for c in numbers if c.unit in DURATION_UNITS]
         others = [c.name for c in numbers if c.unit not in DURATION_UNITS]
-        steps += [
+        steps = [
+            # Centred like the numbers: a contribution is the distance from the training mean.
+            ("categories", make_pipeline(one_hot, StandardScaler(with_std=False)), categories),
             ("durations", make_pipeline(*scale), durations),
             ("others", make_pipeline(log, *scale), others),
         ]
     else:
-        steps.append(("numbers", "passthrough", [column.name for column in numbers]))
+        steps = [
+            ("categories", one_hot, categories),
+            ("numbers", "passthrough", [column.name for column in numbers]),
+        ]
     pipeline = make_pipeline(ColumnTransformer(steps), estimator.build(seed, rounds, len(table)))
     pipeline.steps = [("inputs", pipeline[0]), ("classifier", pipeline[1])]
     return pipeline
