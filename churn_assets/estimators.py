@@ -139,14 +139,20 @@ def inputs(features: "pd.DataFrame", columns: Sequence[Column]) -> "pd.DataFrame
     """The columns as numbers (float64, NaN where missing) and categories (text)."""
     import pandas as pd
 
-    def convert(column: Column) -> "pd.Series":
-        values = features[column.name]
-        if column.dtype == "VARCHAR":
-            return values.astype(object).where(values.notna(), MISSING)
-        numbers = values.astype("float64")
-        return numbers.where(numbers.abs() < LARGEST)
+    def named(is_category: bool) -> "pd.DataFrame":
+        # All of a kind at once: column by column, one customer takes 15 ms instead of 2.
+        return features[[c.name for c in columns if (c.dtype == "VARCHAR") is is_category]]
 
-    return pd.DataFrame({column.name: convert(column) for column in columns})
+    categories = named(True).astype(object)
+    numbers = named(False).astype("float64")
+    table = pd.concat(
+        [
+            categories.where(categories.notna(), MISSING),
+            numbers.where(numbers.abs() < LARGEST),
+        ],
+        axis="columns",
+    )
+    return table[[column.name for column in columns]]
 
 
 def fit(
@@ -223,28 +229,26 @@ def _pipeline(
     known = [column for column in columns if table[column.name].notna().any()]
     categories = [column.name for column in known if column.dtype == "VARCHAR"]
     numbers = [column for column in known if column.dtype != "VARCHAR"]
-    steps: list[tuple[str, Any, list[str]]] = [
-        (
-            "categories",
-            OneHotEncoder(
-                handle_unknown="infrequent_if_exist",
-                min_frequency=MIN_CATEGORY_ROWS,
-                sparse_output=False,
-            ),
-            categories,
-        )
-    ]
+    one_hot = OneHotEncoder(
+        handle_unknown="infrequent_if_exist", min_frequency=MIN_CATEGORY_ROWS, sparse_output=False
+    )
+    steps: list[tuple[str, Any, list[str]]]
     if estimator.scaled:
         log = FunctionTransformer(signed_log, feature_names_out="one-to-one")
         scale = (SimpleImputer(strategy="median", add_indicator=True), StandardScaler())
         durations = [c.name for c in numbers if c.unit in DURATION_UNITS]
         others = [c.name for c in numbers if c.unit not in DURATION_UNITS]
-        steps += [
+        steps = [
+            # Centred like the numbers: a contribution is the distance from the training mean.
+            ("categories", make_pipeline(one_hot, StandardScaler(with_std=False)), categories),
             ("durations", make_pipeline(*scale), durations),
             ("others", make_pipeline(log, *scale), others),
         ]
     else:
-        steps.append(("numbers", "passthrough", [column.name for column in numbers]))
+        steps = [
+            ("categories", one_hot, categories),
+            ("numbers", "passthrough", [column.name for column in numbers]),
+        ]
     pipeline = make_pipeline(ColumnTransformer(steps), estimator.build(seed, rounds, len(table)))
     pipeline.steps = [("inputs", pipeline[0]), ("classifier", pipeline[1])]
     return pipeline
