@@ -27,6 +27,7 @@ from churn_assets.estimators import ESTIMATORS, Estimator, FittedModel, Rows, Tr
 from churn_assets.evaluation import Evaluation, evaluate
 from churn_assets.features import GROUPS, feature_columns
 from churn_assets.metrics import Economics, grade
+from churn_assets.reasons import typical_values
 from churn_assets.stores.models import Manifest, ModelStore
 from churn_assets.stores.offline import OfflineStore, provenances
 from churn_assets.tables import Column, markdown, sql_version
@@ -167,6 +168,7 @@ def train(
         rounds=tried.rounds,
         rows=len(rows),
         rows_digest=rows_digest(rows),
+        typical=typical_values(rows.features, columns),
         seed=seed,
         # The grade is the base rate's where the first fit fell back.
         fallback=model.fallback or tried.fallback,

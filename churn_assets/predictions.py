@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from churn_assets import contributions, reasons
 from churn_assets.champion import CHAMPION_MODEL, champion_of
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.estimators import FittedModel
-from churn_assets.features import GROUPS, feature_columns
+from churn_assets.features import GROUPS, feature_columns, sensitive_features
 from churn_assets.metrics import Economics
 from churn_assets.models import feature_versions
+from churn_assets.reasons import REASON_COLUMNS, Explainer
 from churn_assets.stores.models import Manifest, ModelStore
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.tables import Column, cutoff_table, sql_version
@@ -25,7 +27,6 @@ from churn_assets.tables import Column, cutoff_table, sql_version
 if TYPE_CHECKING:
     import pandas as pd
 
-REASONS = ("reason_1", "reason_2", "reason_3")
 CHURN_PREDICTIONS = cutoff_table(
     "churn_predictions",
     [
@@ -34,10 +35,7 @@ CHURN_PREDICTIONS = cutoff_table(
         Column("prediction", "VARCHAR", "CHURN RISK at or above the threshold, else RETAIN"),
         Column("threshold", "DOUBLE", "Probability from which contacting a customer pays"),
         Column("model_version", "VARCHAR", "Digest of the model that was used"),
-        *(
-            Column(name, "VARCHAR", f"What speaks for the prediction, number {i} by weight")
-            for i, name in enumerate(REASONS, 1)
-        ),
+        *REASON_COLUMNS,
     ],
 )
 
@@ -58,22 +56,33 @@ def population_features(store: OfflineStore, cutoff: dt.date) -> "pd.DataFrame":
         ).df()
 
 
-def predict(manifest: Manifest, model: FittedModel, features: "pd.DataFrame") -> "pd.DataFrame":
+def explainer(manifest: Manifest, model: FittedModel, lookback_days: int) -> Explainer:
+    """Tells the reasons of a model's predictions, without naming a sensitive feature."""
+    return Explainer(model, lookback_days, manifest.typical, sensitive_features())
+
+
+def predict(
+    manifest: Manifest, model: FittedModel, explains: Explainer, features: "pd.DataFrame"
+) -> "pd.DataFrame":
     """One row of `CHURN_PREDICTIONS`, without its cutoff, per row of features."""
     import numpy as np
     import pandas as pd
 
     churn = model.probabilities(features)
-    return pd.DataFrame(
+    at_risk = churn >= manifest.threshold
+    predictions = pd.DataFrame(
         {
             "customer_id": features["customer_id"],
             "churn_probability": churn,
             "purchase_probability": 1 - churn,
-            "prediction": np.where(churn >= manifest.threshold, "CHURN RISK", "RETAIN"),
+            "prediction": np.where(at_risk, "CHURN RISK", "RETAIN"),
             "threshold": manifest.threshold,
             "model_version": manifest.version,
         }
     )
+    names = [column.name for column in REASON_COLUMNS]
+    told = pd.DataFrame(explains.reasons(features, at_risk), columns=names, dtype=object)
+    return predictions.join(told)
 
 
 def assets(calendar: Calendar, store: OfflineStore) -> list[dg.AssetsDefinition]:
@@ -88,7 +97,9 @@ def assets(calendar: Calendar, store: OfflineStore) -> list[dg.AssetsDefinition]
         ],
         partitions_def=calendar.scored_cutoffs,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        code_version=sql_version(inspect.getsource(predict)),
+        code_version=sql_version(
+            *(inspect.getsource(code) for code in (predict, reasons, contributions))
+        ),
         group_name="predictions",
         kinds={"duckdb", "parquet"},
         owners=["team:ml"],
@@ -103,7 +114,8 @@ def assets(calendar: Calendar, store: OfflineStore) -> list[dg.AssetsDefinition]
             cutoff = parse_key(key)
             manifest = champion_of(calendar, model_store, cutoff)
             model = model_store.load(manifest, feature_versions())
-            predictions = predict(manifest, model, population_features(store, cutoff))
+            explains = explainer(manifest, model, calendar.lookback_days)
+            predictions = predict(manifest, model, explains, population_features(store, cutoff))
             scored.append(predictions.assign(cutoff=key))
             metadata = {
                 "model": f"{manifest.model} of {manifest.cutoff}",
@@ -134,8 +146,8 @@ def contacts_query(predictions: str, economics: Economics) -> str:
         f"churn_probability * {economics.save_rate * economics.customer_value} "
         f"- {economics.contact_cost}"
     )
+    told = ", ".join(column.name for column in REASON_COLUMNS)
     return (
         f"SELECT customer_id, cutoff, {value} AS expected_value, churn_probability, "
-        f"{', '.join(REASONS)}, model_version FROM {predictions} AS predictions "
-        f"WHERE {value} >= 0 ORDER BY cutoff, expected_value DESC, customer_id"
+        f"{told}, model_version FROM {predictions} AS predictions WHERE {value} >= 0 ORDER BY cutoff, expected_value DESC, customer_id"
     )

@@ -20,6 +20,7 @@ from churn_assets.features import GROUPS
 from churn_assets.features.activity import COUNTED_TYPES
 from churn_assets.features.group import EVER, window_days
 from churn_assets.tables import Column
+from churn_assets.topics import TOPICS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +46,7 @@ SENTENCES: Mapping[str, str] = {
     "days_since_last_event": "Last seen {} ago",
     "tenure_days": "First purchase {} ago",
     "account_age_days": "Account opened {} ago",
+    "last_review_days": "Last review {} ago",
 }
 ADDITIONS: Mapping[str, tuple[str, str]] = {"recency_days": ("gap_mean_days", "; usual gap {}")}
 
@@ -56,6 +58,10 @@ NOTHING: Mapping[str, tuple[str, ...]] = {
         *("purchases_30d_share", "revenue_30d_share"),
     ),
     "No purchase in the last 7 days": ("purchases_7d",),
+    "No review so far": (
+        *("total_reviews", "avg_rating", "avg_helpful_ratio", "avg_text_length"),
+        *("avg_sentiment_score", "last_review_days"),
+    ),
     "No purchase so far": ("lifetime_orders", "tenure_days"),
     "Purchases on at most one day in the last {lookback}": ("avg_days_between_purchases",),
     "Purchases on at most one day so far": ("gap_mean_days", "gap_last_days"),
@@ -117,6 +123,12 @@ LABELS: Mapping[str, str] = {
     "gap_mean_days": "Usual gap between purchases",
     "gap_sd_days": "Variation of the gaps between purchases",
     "gap_last_days": "Last gap between purchases",
+    "total_reviews": "Reviews so far",
+    "avg_rating": "Average rating of own reviews",
+    "avg_helpful_ratio": "Share of votes that found own reviews helpful",
+    "avg_text_length": "Average length of own reviews",
+    "avg_sentiment_score": "Tone of own reviews, from -1 to 1",
+    **{f"topic_vector_{i}": f"Share of topic {i} in own reviews" for i in range(TOPICS)},
     "age": "Age",
     "gender": "Gender",
     "premium": "Paid membership",

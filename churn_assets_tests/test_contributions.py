@@ -90,7 +90,7 @@ def test_they_do_not_depend_on_other_customers(kind: str):
 
 def test_a_model_that_is_read_back_is_explained_the_same(tmp_path: Path):
     store, plan = ModelStore(tmp_path), training_plan(CALENDAR, parse_key("2025-06-01"))
-    manifest, _ = train(ESTIMATORS[0], COLUMNS, plan, lambda _: rows(), Economics(), 7)
+    manifest = train(ESTIMATORS[0], COLUMNS, plan, lambda _: rows(), Economics(), 7).manifest
     features = new_customers()
     for kind in KINDS:
         fitted = model(kind)

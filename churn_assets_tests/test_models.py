@@ -147,7 +147,7 @@ def test_labels_are_no_features(tmp_path: Path):
     store = made_up_store(tmp_path)
     plan = training_plan(CALENDAR, dt.date(2025, 6, 1))
     manifest = train(
-        ESTIMATORS[0], COLUMNS, plan, lambda c: models.training_rows(store, c), Economics(), 28, 7
+        ESTIMATORS[0], COLUMNS, plan, lambda c: models.training_rows(store, c), Economics(), 7
     ).manifest
     assert not {c.name for c in manifest.columns} & {c.name for c in LABEL_COLUMNS}
     assert 0.6 < manifest.metrics["roc_auc"] < 0.95

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from churn_assets import reviews, sentiment, topics
+from churn_assets import sentiment, topics
 from churn_assets.cutoffs import day_number
 from churn_assets.definitions import build_definitions, offline_store
 from churn_assets.features.group import group_query
@@ -124,7 +124,7 @@ def test_a_text_is_scored_once(shop: Settings, monkeypatch: pytest.MonkeyPatch) 
         seen.extend(texts)
         return [sentiment.score(text) for text in texts]
 
-    monkeypatch.setattr(reviews.sentiment, "score_all", count)
+    monkeypatch.setattr(sentiment, "score_all", count)
     materialize(shop, "ingest", "2025-01-01", "2025-03-01")
     assert len(seen) == len(set(seen)) == 400 + len(ODD_TEXTS) - 1
     before = len(seen)

@@ -63,6 +63,7 @@ class Manifest:
         rounds: Boosting rounds; 0 without boosting.
         rows: Training rows.
         rows_digest: Digest of their features and labels.
+        typical: Median of each number among them, for comparison in reasons.
         seed: Of everything drawn at random.
         fallback: Why it is the base rate; empty where it is not.
         libraries: Versions of the libraries that fitted it.
@@ -86,6 +87,7 @@ class Manifest:
     libraries: Mapping[str, str] = field(default_factory=dict)
     state: str = ""
     rows_digest: str = ""
+    typical: Mapping[str, float] = field(default_factory=dict)
     version: str = ""
     provenance: Mapping[str, str] = field(default_factory=dict)
 
