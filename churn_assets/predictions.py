@@ -149,5 +149,6 @@ def contacts_query(predictions: str, economics: Economics) -> str:
     told = ", ".join(column.name for column in REASON_COLUMNS)
     return (
         f"SELECT customer_id, cutoff, {value} AS expected_value, churn_probability, "
-        f"{told}, model_version FROM {predictions} AS predictions WHERE {value} >= 0 ORDER BY cutoff, expected_value DESC, customer_id"
+        f"{told}, model_version FROM {predictions} AS predictions WHERE {value} >= 0 "
+        "ORDER BY cutoff, expected_value DESC, customer_id"
     )
