@@ -58,12 +58,15 @@ class Settings(BaseSettings):
     duckdb_memory_limit: str = Field("", description="e.g. 8GB; empty: 80 % of the machine")
     duckdb_temp_directory: Path | None = Field(None, description="where DuckDB spills")
     duckdb_threads: int = Field(0, ge=0, description="0: one per core")
+    minilm_dir: Path | None = Field(
+        None, description="folder of all-MiniLM-L6-v2, for text vectors of the method minilm"
+    )
     redis_url: str | None = Field(None, validation_alias=AliasChoices("REDIS_URL", "redis_url"))
     mlflow_tracking_uri: str | None = Field(
         None, validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri")
     )
 
-    @field_validator("home", "input_dir", "duckdb_temp_directory")
+    @field_validator("home", "input_dir", "duckdb_temp_directory", "minilm_dir")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         # A run launched from another folder must find the same state.

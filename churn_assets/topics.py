@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 TOPICS = 10
 
 # How well topics find the eight subjects that texts of the synthetic shop are about (normalised
-# mutual information, mean of three seeds, inflected words; CPU seconds): 500 texts .46 (2 s),
-# 2,000 .65 (3), 5,000 .68 (8), 10,000 .71 (16). 50 passes instead of 20: 5,000 .67 (16). Online
-# updates: 5,000 texts .53 (4), with the offset 50 .63 (4). Words not stemmed: 2,000 .51.
+# mutual information, mean of three seeds, inflected words; CPU seconds): 2,000 texts .65 (3),
+# 5,000 .68 (8), 10,000 .71 (16). 50 passes instead of 20: 5,000 .67 (16). Online updates in 10
+# passes: 5,000 .53 (4), with the offset 50 .63 (4).
 MOST_TEXTS = 5_000
 PASSES = 20
 
@@ -70,7 +70,7 @@ class TopicModel(WordModel):
         The E-step of scikit-learn's `LatentDirichletAllocation.transform` for all texts at once:
         phi[word, topic] ~ exp(E[log theta]) * exp(E[log beta]) (equation 5 of Hoffman et al.),
         repeated until a text's weights move by less than MEAN_CHANGE. Every sum is made within one
-        text and in the order of its words, so a text's weights do not depend on the others.
+        text and in the order of columns, so a text's weights do not depend on the others.
         """
         import numpy as np
         from scipy.sparse import csr_array
@@ -84,11 +84,11 @@ class TopicModel(WordModel):
                 break
             theta = np.exp(psi(weights))  # but for a factor per text, which cancels out
             text_of_word = np.repeat(np.arange(len(moving)), np.diff(counts.indptr))
-            total = np.vecdot(theta[text_of_word], self._beta[counts.indices])
+            total = np.vecdot(theta[text_of_word], self.beta[counts.indices])
             explained = csr_array(
                 (counts.data / total, counts.indices, counts.indptr), counts.shape
             )
-            previous, weights = weights, TOPIC_PRIOR + theta * (explained @ self._beta)
+            previous, weights = weights, TOPIC_PRIOR + theta * (explained @ self.beta)
             settled[moving] = weights
             unsettled = np.abs(weights - previous).mean(axis=1) >= MEAN_CHANGE
             moving, weights, counts = moving[unsettled], weights[unsettled], counts[unsettled]
@@ -102,7 +102,7 @@ class TopicModel(WordModel):
         return [[self.names[column] for column in row] for row in order]
 
     @cached_property
-    def _beta(self) -> "np.ndarray":
+    def beta(self) -> "np.ndarray":
         """exp(E[log beta]), shape (columns, TOPICS)."""
         import numpy as np
         from scipy.special import psi
@@ -150,7 +150,7 @@ def match_topics(old: TopicModel, new: TopicModel) -> list[tuple[int, int, float
     def roots(model: TopicModel) -> np.ndarray:
         columns = [model.columns[name] for name in shared]
         shares = model.components / model.components.sum(axis=1, keepdims=True)
-        return np.sqrt(shares[:, columns])
+        return np.asarray(np.sqrt(shares[:, columns]))
 
     similarity = roots(old) @ roots(new).T
     pairs = zip(*linear_sum_assignment(similarity, maximize=True), strict=True)

@@ -4,6 +4,7 @@ Prevents the simplification of testing against whatever `CHURN_*` variables happ
 """
 
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ for name in ("REDIS_URL", "MLFLOW_TRACKING_URI"):
 from churn_assets.backfill import RANGE_END, RANGE_START  # noqa: E402
 from churn_assets.definitions import build_definitions  # noqa: E402
 from churn_assets.settings import Settings  # noqa: E402
+from churn_assets.sources.review_texts import review_text  # noqa: E402
 
 Row = dict[str, Any]
 
@@ -44,6 +46,12 @@ def ingest_run(
             tags={RANGE_START: first, RANGE_END: last or first}, raise_on_error=raise_on_error
         )
     )
+
+
+def review_texts(count: int, seed: int = 0) -> list[str]:
+    """Reviews of customers in all moods."""
+    rng = random.Random(seed)
+    return [review_text(rng, product, rng.gauss(0, 1)) for product in range(count)]
 
 
 def utc_connection() -> duckdb.DuckDBPyConnection:
