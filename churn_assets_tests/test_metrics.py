@@ -58,8 +58,8 @@ def by_scikit_learn(
 @pytest.mark.parametrize("distinct", [None, 7])
 def test_metrics_are_those_of_scikit_learn(distinct: int | None):
     labels, probabilities = scored(500, distinct=distinct)
-    # One churner whom the model was certain to keep: the log loss is large and finite.
-    labels[0], probabilities[0] = 1, 0.0
+    # Churners whom the model was certain to keep: the log loss is large and finite.
+    labels[:9], probabilities[:9] = 1, 0.0
     drawn = np.random.default_rng(1).integers(0, 500, 500)
     weights = np.bincount(drawn, minlength=500)
     graded = grade(labels[drawn], probabilities[drawn], Economics())
@@ -210,6 +210,7 @@ def test_five_customers_get_wide_intervals():
     found = intervals(labels, probabilities, Economics(), 7)
     assert set(found) == set(grade(labels, probabilities, Economics()))
     assert found["roc_auc"] == (0, 1)
+    assert paired_interval(labels, probabilities, np.full(5, 0.5), 7) == (-0.5, 0.5)
 
 
 def test_a_comparison_of_two_models_is_sharper_than_two_grades():
