@@ -278,7 +278,7 @@ def _resamples(customers: int, seed: int) -> "Iterator[np.ndarray]":
     import numpy as np
 
     draw = np.random.default_rng(seed)
-    for _ in range(RESAMPLES if customers else 0):
+    for _ in range(RESAMPLES):
         yield draw.integers(0, customers, customers)
 
 

@@ -23,7 +23,7 @@ from churn_assets.cutoffs import Cadence, Calendar, parse_key
 from churn_assets.definitions import TABLES
 from churn_assets.estimators import ESTIMATORS, Estimator, Rows, fit, trial
 from churn_assets.features import GROUPS, feature_columns
-from churn_assets.metrics import Economics, calibration_error, grade
+from churn_assets.metrics import Economics, grade
 from churn_assets.models import MODELS, Trained, feature_versions, train, training_plan
 from churn_assets.predictions import CHURN_PREDICTIONS
 from churn_assets.stores.models import FeatureMismatch, Manifest, ModelStore
@@ -286,42 +286,6 @@ def test_a_category_counts():
         model.probabilities(given.features.assign(colour=c)).mean() for c in ("red", "blue", "x")
     )
     assert red > unseen > blue
-
-
-# Metrics
-
-
-def test_a_customer_exactly_at_the_threshold_is_contacted():
-    economics = Economics(customer_value=100, contact_cost=5, save_rate=0.2)
-    assert economics.threshold == 0.25
-    metrics = grade(np.array([1, 0, 0]), np.array([0.25, 0.25, 0.2]), economics)
-    assert metrics["recall"] == 1
-    assert metrics["precision"] == 0.5
-    # Two are contacted, and a fifth of the one who would have left stays.
-    assert metrics["profit_per_customer"] == pytest.approx((0.2 * 100 - 2 * 5) / 3)
-
-
-def test_the_threshold_is_the_most_profitable_one_of_a_calibrated_model():
-    draw = np.random.default_rng(0)
-    probabilities = draw.random(200_000)
-    labels = (draw.random(200_000) < probabilities).astype(int)
-    economics = Economics()
-    profit = {t: economics.profit(labels, probabilities >= t) for t in (0.3, 0.4, 0.5, 0.6, 0.7)}
-    assert max(profit, key=lambda t: profit[t]) == economics.threshold
-
-
-def test_calibration_error_sees_a_shift():
-    draw = np.random.default_rng(0)
-    probabilities = draw.random(50_000) * 0.8
-    labels = (draw.random(50_000) < probabilities).astype(int)
-    assert calibration_error(labels, probabilities) < 0.01
-    assert calibration_error(labels, probabilities + 0.1) == pytest.approx(0.1, abs=0.01)
-
-
-@pytest.mark.parametrize("wrong", [{"customer_value": 0}, {"contact_cost": -1}, {"save_rate": 2}])
-def test_impossible_economics_are_refused(wrong: dict[str, float]):
-    with pytest.raises(ValueError, match="CHURN_SAVE_RATE"):
-        Economics(**wrong)
 
 
 # Artefacts
