@@ -10,6 +10,7 @@ import dagster as dg
 
 from churn_assets import (
     automation,
+    drift,
     jobs,
     labels,
     models,
@@ -40,6 +41,7 @@ TABLES: dict[str, Table] = {
         *training.LABEL_SETS,
         training.TRAINING_DATASET,
         predictions.CHURN_PREDICTIONS,
+        drift.DRIFT_REPORT,
         registry.FEATURE_REGISTRY,
         truth.SYNTHETIC_TRUTH,
     )
@@ -53,8 +55,10 @@ def offline_store(settings: Settings) -> OfflineStore:
 
 def build_definitions(settings: Settings) -> dg.Definitions:
     """The whole graph for the given settings."""
-    # Partition mappings past the edge of history and single-run backfills are marked as beta.
+    # Partition mappings past the edge of history and single-run backfills are marked as beta,
+    # checks with partitions as preview.
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
+    warnings.filterwarnings("ignore", category=dg.PreviewWarning)
     calendar = settings.calendar()
     store = offline_store(settings)
     source = open_source(settings)
@@ -70,6 +74,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         *models.assets(calendar, store, tracking, economics, settings.seed),
         *predictions.assets(calendar, store, tracking, economics),
         *online.assets(calendar),
+        *drift.assets(calendar, store),
         *registry.assets(calendar, settings.home.parent / "feature_registry.yaml"),
         *(truth.assets(calendar, source, store) if isinstance(source, Synthetic) else []),
     ]

@@ -42,6 +42,12 @@ STAGES = (
         ("models", "predictions", "online"),
         "Models of a cutoff, its champion and predictions, and the online sync.",
     ),
+    Stage(
+        "drift",
+        (),
+        "How far a cutoff's features and predictions are from the champion's training data.",
+        also=("drift_report",),
+    ),
 )
 
 
