@@ -287,6 +287,13 @@ class Calendar:
         return dg.TimeWindowPartitionMapping()
 
     @property
+    def same_and_previous_cutoff(self) -> dg.TimeWindowPartitionMapping:
+        """The partitions of `C` and of the cutoff before, where there is one."""
+        return dg.TimeWindowPartitionMapping(
+            start_offset=-1, allow_nonexistent_upstream_partitions=True
+        )
+
+    @property
     def mature_cutoffs(self) -> dg.TimeWindowPartitionMapping:
         """The cutoffs that a model at `C` may learn from: never nearer than `C - lag`."""
         return dg.TimeWindowPartitionMapping(

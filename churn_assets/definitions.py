@@ -11,6 +11,7 @@ import dagster as dg
 from churn_assets import (
     automation,
     champion,
+    drift,
     jobs,
     labels,
     models,
@@ -45,6 +46,7 @@ TABLES: dict[str, Table] = {
         training.TRAINING_DATASET,
         champion.CHAMPION_MODEL,
         predictions.CHURN_PREDICTIONS,
+        drift.DRIFT_REPORT,
         registry.FEATURE_REGISTRY,
         truth.SYNTHETIC_TRUTH,
         performance.REALISED_PERFORMANCE,
@@ -59,8 +61,10 @@ def offline_store(settings: Settings) -> OfflineStore:
 
 def build_definitions(settings: Settings) -> dg.Definitions:
     """The whole graph for the given settings."""
-    # Partition mappings past the edge of history and single-run backfills are marked as beta.
+    # Partition mappings past the edge of history and single-run backfills are marked as beta,
+    # checks with partitions as preview.
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
+    warnings.filterwarnings("ignore", category=dg.PreviewWarning)
     calendar = settings.calendar()
     store = offline_store(settings)
     source = open_source(settings)
@@ -81,6 +85,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         *performance.assets(
             calendar, store, economics, settings.seed, isinstance(source, Synthetic)
         ),
+        *drift.assets(calendar, store),
         *registry.assets(calendar, settings.home.parent / "feature_registry.yaml"),
         *(truth.assets(calendar, source, store) if isinstance(source, Synthetic) else []),
     ]

@@ -52,6 +52,12 @@ STAGES = (
         "Models of a cutoff, its champion and predictions, and the online sync.",
     ),
     Stage(
+        "drift",
+        (),
+        "How far a cutoff's features and predictions are from the champion's training data.",
+        also=("drift_report",),
+    ),
+    Stage(
         "realised_performance",
         (),
         "What became of predictions, and the walk-forward report.",

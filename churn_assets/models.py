@@ -29,7 +29,7 @@ from churn_assets.features import GROUPS, feature_columns
 from churn_assets.metrics import Economics, grade
 from churn_assets.reasons import typical_values
 from churn_assets.stores.models import Manifest, ModelStore
-from churn_assets.stores.offline import OfflineStore, provenances
+from churn_assets.stores.offline import OfflineStore, Scan, provenances
 from churn_assets.tables import Column, markdown, sql_version
 from churn_assets.tracking import Tracking
 from churn_assets.training import TRAINING_DATASET
@@ -230,22 +230,28 @@ def train_all(
     return trained
 
 
+def drawn(scan: Scan) -> str:
+    """The rows that a model learns from, as a relation: all, or those of customers drawn at random.
+
+    By a digest of the customer: the same customers in every run and at every cutoff.
+    """
+    if scan.rows <= MOST_TRAINING_ROWS:
+        return scan.sql
+    bound = 2**32 * MOST_TRAINING_ROWS // scan.rows
+    return f"(FROM {scan.sql} WHERE CAST('0x' || md5(customer_id)[:8] AS BIGINT) < {bound})"
+
+
 def training_rows(store: OfflineStore, cutoffs: Sequence[dt.date]) -> Rows:
     """Features and labels of cutoffs, in the order of cutoff and customer: fits depend on it.
 
     Raises:
         FileNotFoundError: A partition of the training dataset is not there.
     """
-    scan = store.scan(TRAINING_DATASET, [day.isoformat() for day in cutoffs])
+    rows = drawn(store.scan(TRAINING_DATASET, [day.isoformat() for day in cutoffs]))
     names = ", ".join([column.name for column in feature_columns()])
-    drawn = "true"
-    if scan.rows > MOST_TRAINING_ROWS:
-        # By a digest of the customer: the same customers in every run and at every cutoff.
-        bound = 2**32 * MOST_TRAINING_ROWS // scan.rows
-        drawn = f"CAST('0x' || md5(customer_id)[:8] AS BIGINT) < {bound}"
     with store.connect() as connection:
         frame = connection.execute(
-            f"SELECT {names}, {TARGET} FROM {scan.sql} WHERE {drawn} ORDER BY cutoff, customer_id"
+            f"SELECT {names}, {TARGET} FROM {rows} ORDER BY cutoff, customer_id"
         ).df()
     return Rows(frame.drop(columns=TARGET), frame[TARGET].to_numpy())
 

@@ -336,42 +336,6 @@ def sentiment_histogram(values: "np.ndarray", subject: str) -> "Figure":
     return figure
 
 
-def heat_map(
-    values: "np.ndarray",
-    features: Sequence[str],
-    cutoffs: Sequence[str],
-    highest: float,
-    name: str,
-    subject: str,
-) -> "Figure":
-    """A value per feature and cutoff, such as drift.
-
-    Args:
-        values: At least 0, NaN where unknown; shape (features, cutoffs).
-        features: Names of the rows.
-        cutoffs: Names of the columns.
-        highest: Values from here on have the strongest colour, so that plots can be compared.
-        name: What the values are.
-        subject: Of what.
-    """
-    import numpy as np
-    from matplotlib import colormaps
-
-    if not np.isfinite(values).any():
-        return _sentence(name, subject, "There are no values.")
-    figure, axes = _figure(name, subject, height=2.5 + 0.16 * len(features))
-    # In steps, because nobody can read a value off a smooth scale.
-    steps = colormaps["viridis"].resampled(10)
-    image = axes.imshow(values, cmap=steps, vmin=0, vmax=highest, aspect="auto")
-    axes.set_facecolor("#DDDDDD")
-    figure.colorbar(image, extend="max", aspect=40, label=f"{name} (grey: unknown)")
-    axes.set_yticks(range(len(features)), features, fontsize=8)
-    shown = range(0, len(cutoffs), -(-len(cutoffs) // MOST_TICKS))
-    axes.set_xticks(shown, [cutoffs[i] for i in shown], rotation=45, ha="right", fontsize=9)
-    axes.grid(visible=False)
-    return figure
-
-
 def _figure(name: str, subject: str, height: float = 5, **grid: Any) -> "tuple[Figure, Any]":
     """A titled figure with its axes."""
     from matplotlib.figure import Figure

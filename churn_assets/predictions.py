@@ -40,8 +40,8 @@ CHURN_PREDICTIONS = cutoff_table(
 )
 
 
-def population_features(store: OfflineStore, cutoff: dt.date) -> "pd.DataFrame":
-    """customer_id and every feature of the population of a cutoff, ordered by customer."""
+def population_query(store: OfflineStore, cutoff: dt.date) -> str:
+    """A SELECT of customer_id and every feature of the population of a cutoff."""
     first, *others = GROUPS
     key = cutoff.isoformat()
     names = ", ".join(column.name for column in feature_columns())
@@ -49,11 +49,16 @@ def population_features(store: OfflineStore, cutoff: dt.date) -> "pd.DataFrame":
         f"LEFT JOIN {store.scan(group.table, [key]).sql} AS {group.name} USING (customer_id)"
         for group in others
     )
+    return (
+        f"SELECT customer_id, {names} FROM {store.scan(first.table, [key]).sql} AS first_group "
+        f"{joins}"
+    )
+
+
+def population_features(store: OfflineStore, cutoff: dt.date) -> "pd.DataFrame":
+    """customer_id and every feature of the population of a cutoff, ordered by customer."""
     with store.connect() as connection:
-        return connection.execute(
-            f"SELECT customer_id, {names} FROM {store.scan(first.table, [key]).sql} AS first_group "
-            f"{joins} ORDER BY customer_id"
-        ).df()
+        return connection.execute(f"{population_query(store, cutoff)} ORDER BY customer_id").df()
 
 
 def explainer(manifest: Manifest, model: FittedModel, lookback_days: int) -> Explainer:

@@ -30,6 +30,8 @@ FEATURE_REGISTRY = Table(
         Column("window_days", "INTEGER", "Length of its window; NULL: all time", "days"),
         Column("source", "VARCHAR", "The rollup that it is computed from"),
         Column("version", "VARCHAR", "Changes whenever the definition does"),
+        Column("psi_warn", "DOUBLE", "PSI from which `drift_report` warns"),
+        Column("psi_error", "DOUBLE", "PSI from which `drift_report` calls it an error"),
     ),
     partitioned_by=None,
 )
@@ -59,6 +61,8 @@ def registry(lookback_days: int) -> dict[str, Any]:
                         ),
                         "source": feature.source,
                         "version": group.version(feature),
+                        "psi_warn": feature.tolerance.warn,
+                        "psi_error": feature.tolerance.error,
                     }
                     for feature in group.features
                 ],
@@ -72,7 +76,7 @@ def registry_query(content: dict[str, Any]) -> str:
     """The registry as rows."""
 
     def literal(value: object) -> str:
-        if value is None or isinstance(value, int):
+        if value is None or isinstance(value, int | float):
             return "NULL" if value is None else str(value)
         return "'" + str(value).replace("'", "''") + "'"
 
@@ -83,7 +87,10 @@ def registry_query(content: dict[str, Any]) -> str:
             position,
             *(feature[field] for field in ("name", "dtype", "unit", "description")),
             view["owner"],
-            *(feature[field] for field in ("window_days", "source", "version")),
+            *(
+                feature[field]
+                for field in ("window_days", "source", "version", "psi_warn", "psi_error")
+            ),
         )
         for view in content["feature_views"]
         for position, feature in enumerate(view["features"])

@@ -88,6 +88,7 @@ def test_a_shop_goes_through_the_whole_graph_once(tmp_path: Path) -> None:
         "features 2025-05-01 … 2025-06-01",
         "training_data 2025-05-01 … 2025-06-01",
         "models 2025-06-01",
+        "drift 2025-06-01",
     ]
 
 

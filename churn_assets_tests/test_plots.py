@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from churn_assets import plots
-from churn_assets.features import feature_columns
 from churn_assets.metrics import Economics, Interval, grade
 from churn_assets.plots import WalkForward, markdown_image, png
 
@@ -207,27 +206,6 @@ def test_sentiment_leaves_out_the_unknown():
     assert "number of 3" in words
     for nothing in (np.empty(0), np.full(3, np.nan)):
         assert "no reviews" in said(plots.sentiment_histogram(nothing, "reviews"))
-
-
-@pytest.mark.parametrize(("features", "cutoffs"), [(1, 1), (3, 60), (62, 24)])
-def test_heat_maps_of_any_size_are_small(features: int, cutoffs: int):
-    values = np.random.default_rng(0).exponential(0.06, (features, cutoffs))
-    values[0, -1] = np.nan
-    names = [column.name for column in feature_columns()][:features]
-    days = [str(month(i)) for i in range(cutoffs)]
-    figure = plots.heat_map(values, names, days, 0.25, "PSI", "a shop")
-    image = png(figure)
-    assert Image.open(io.BytesIO(image)).width == 800
-    assert len(markdown_image(image, "drift")) < 60_000
-    if features * cutoffs > 1:
-        assert len(figure.axes[0].get_xticks()) <= plots.MOST_TICKS
-        assert len(figure.axes[0].get_yticks()) == features
-
-
-def test_a_heat_map_without_values_says_so():
-    for shape in ((0, 0), (2, 0), (2, 3)):
-        figure = plots.heat_map(np.full(shape, np.nan), ["a", "b"], ["c"], 0.25, "PSI", "a shop")
-        assert "There are no values" in said(figure)
 
 
 def test_the_same_numbers_give_the_same_bytes():

@@ -5,6 +5,7 @@ from churn_assets.features.group import (
     LOOKBACK,
     Feature,
     FeatureGroup,
+    Tolerance,
     total,
     whole_days_since,
 )
@@ -51,6 +52,9 @@ RFM = FeatureGroup(
             "INTEGER",
             "days",
             "Whole days since the first purchase ever",
+            # While history is short, its oldest customers get older by a period with every cutoff:
+            # PSI came to 0.82 on the UCI data and 0.24 on the synthetic shop.
+            tolerance=Tolerance(1.0, 2.0),
         ),
     ),
 )

@@ -5,6 +5,7 @@ Gaps are the days between successive purchase days, over all purchase days befor
 
 from churn_assets.features.group import (
     EVER,
+    GROWING,
     Derived,
     Feature,
     FeatureGroup,
@@ -42,7 +43,7 @@ def _share(name: str, value: str, source: str, of: str) -> Feature:
 
 
 def _rhythm(name: str, sql: str, unit: str, description: str) -> Feature:
-    return Feature(name, sql, "purchase_days", EVER, "DOUBLE", unit, description)
+    return Feature(name, sql, "purchase_days", EVER, "DOUBLE", unit, description, tolerance=GROWING)
 
 
 TREND = FeatureGroup(
@@ -69,6 +70,7 @@ TREND = FeatureGroup(
             "orders",
             "Distinct purchase orders ever",
             default=0,
+            tolerance=GROWING,
         ),
         Feature(
             "lifetime_revenue",
@@ -79,6 +81,7 @@ TREND = FeatureGroup(
             "currency",
             "Purchase amount ever",
             default=0,
+            tolerance=GROWING,
         ),
         _rhythm("gap_mean_days", GAP_MEAN, "days", "Mean gap between purchase days"),
         _rhythm(
