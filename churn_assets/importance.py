@@ -4,6 +4,7 @@ It asks the model only for probabilities, so it means the same for every kind. F
 much the same share their importance: shuffling one leaves the others to say it.
 """
 
+from churn_assets.contributions import origins
 from churn_assets.estimators import FittedModel, Rows, inputs
 from churn_assets.metrics import has_both_classes
 
@@ -26,18 +27,28 @@ def importance(model: FittedModel, rows: Rows, seed: int) -> dict[str, float]:
         class only.
     """
     import numpy as np
-    from sklearn.inspection import permutation_importance
+    from sklearn.metrics import roc_auc_score
     from threadpoolctl import threadpool_limits
 
-    # Before rather than by its `max_samples`, which would compare with the AUC of all rows.
     draw = np.random.default_rng(seed)
     drawn = np.sort(draw.permutation(len(rows))[:MOST_IMPORTANCE_ROWS])
-    table, churned = inputs(rows.features.iloc[drawn], model.columns), rows.churned[drawn]
+    churned = rows.churned[drawn]
     if not has_both_classes(churned):
         return {}
+    lost = {column.name: 0.0 for column in model.columns}
+    if model.fallback:
+        return lost
+    transformer, classifier = model.pipeline["inputs"], model.pipeline["classifier"]
     with threadpool_limits(limits=1):
-        lost = permutation_importance(
-            model.pipeline, table, churned, scoring="roc_auc", n_repeats=1, random_state=seed
-        ).importances_mean
-    found = dict(zip(table.columns, lost.tolist(), strict=True))
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+        # Inputs are prepared column by column, so shuffling what became of a feature is the same as
+        # shuffling the feature, and much faster.
+        prepared = transformer.transform(inputs(rows.features.iloc[drawn], model.columns))
+        before = roc_auc_score(churned, classifier.predict_proba(prepared)[:, 1])
+        behind = np.array(origins(transformer))
+        for feature in dict.fromkeys(behind):
+            columns = np.flatnonzero(behind == feature)
+            shuffled = prepared.copy()
+            shuffled[:, columns] = prepared[draw.permutation(len(drawn))][:, columns]
+            after = roc_auc_score(churned, classifier.predict_proba(shuffled)[:, 1])
+            lost[str(feature)] = float(before - after)
+    return dict(sorted(lost.items(), key=lambda item: -item[1]))

@@ -9,10 +9,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from churn_assets.backfill import Range, plan_stage, run_batch, wanted_range
+from churn_assets.backfill import Range, plan_stage, run_batch, stages, wanted_range
 from churn_assets.definitions import build_definitions, offline_store
 from churn_assets.inventory import inventory, present_partitions
-from churn_assets.jobs import STAGES
 from churn_assets.refresh_log import refresh_log
 from churn_assets.settings import Settings
 from churn_assets_tests.conftest import make_settings, stored
@@ -38,7 +37,7 @@ def backfill(
     defs, calendar = build_definitions(settings), settings.calendar()
     store = offline_store(settings)
     ran = []
-    for stage in STAGES:
+    for stage in stages(()):
         for batch in plan_stage(
             stage,
             defs,
