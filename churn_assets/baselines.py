@@ -185,7 +185,8 @@ class BgNbd:
         import numpy as np
 
         x = known.repeats
-        longer = (self.alpha + known.age) / (self.alpha + known.last)
+        # Data that contradict themselves, a last purchase before the first, count as the limit.
+        longer = np.maximum((self.alpha + known.age) / (self.alpha + known.last), 1)
         # Above every sum of weights that a float can tell from certainty, below its overflow.
         rate = np.exp(np.minimum((self.r + x) * np.log(longer), 700))
         return np.where(x > 0, self.a / (self.b + np.maximum(x, 1) - 1) * rate, 0.0)
