@@ -53,8 +53,10 @@ def offline_store(settings: Settings) -> OfflineStore:
 
 def build_definitions(settings: Settings) -> dg.Definitions:
     """The whole graph for the given settings."""
-    # Partition mappings past the edge of history and single-run backfills are marked as beta.
+    # Partition mappings past the edge of history and single-run backfills are marked as beta,
+    # partitions of checks as a preview.
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
+    warnings.filterwarnings("ignore", category=dg.PreviewWarning)
     calendar = settings.calendar()
     store = offline_store(settings)
     source = open_source(settings)
@@ -75,6 +77,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     ]
     return dg.Definitions(
         assets=automation.with_conditions(assets),
+        asset_checks=online.checks(calendar, store),
         jobs=jobs.jobs(assets),
         schedules=[automation.ingestion_schedule(calendar, raw_assets)],
         sensors=[automation.condition_sensor()],
