@@ -125,7 +125,8 @@ def _purchase_days(features: "pd.DataFrame") -> PurchaseDays:
     """
     gap = features["gap_mean_days"].astype("float64")
     age = features["tenure_days"].astype("float64")
-    last = (age - since_purchase(features)).where(gap.notna(), 0.0)
+    # Data that contradict themselves, a last purchase before the first, count as the first day.
+    last = (age - since_purchase(features)).where(gap.notna(), 0.0).clip(lower=0)
     return PurchaseDays(
         (last / gap).round().fillna(0.0).to_numpy(), last.to_numpy(), age.to_numpy()
     )
@@ -185,8 +186,7 @@ class BgNbd:
         import numpy as np
 
         x = known.repeats
-        # Data that contradict themselves, a last purchase before the first, count as the limit.
-        longer = np.maximum((self.alpha + known.age) / (self.alpha + known.last), 1)
+        longer = (self.alpha + known.age) / (self.alpha + known.last)
         # Above every sum of weights that a float can tell from certainty, below its overflow.
         rate = np.exp(np.minimum((self.r + x) * np.log(longer), 700))
         return np.where(x > 0, self.a / (self.b + np.maximum(x, 1) - 1) * rate, 0.0)
