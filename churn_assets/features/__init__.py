@@ -38,6 +38,11 @@ def feature_columns() -> list[Column]:
     return [feature.column for group in GROUPS for feature in group.features]
 
 
+def sensitive_features() -> frozenset[str]:
+    """The names of the features that only callers with the right to see them are given."""
+    return frozenset(f.name for group in GROUPS for f in group.features if f.sensitive)
+
+
 def assets(
     calendar: Calendar, now: Callable[[], dt.datetime] = utc_now
 ) -> list[dg.AssetsDefinition]:

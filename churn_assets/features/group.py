@@ -57,6 +57,8 @@ class Feature:
         unit: Empty for a pure number.
         description: What it says, for people.
         default: The value where the customer has no such rows; None where it is undefined.
+        sensitive: Whether it says who the customer is rather than what they did. The service
+            withholds it from callers without the right to see it.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Feature:
     unit: str
     description: str
     default: int | None = None
+    sensitive: bool = False
 
     @property
     def column(self) -> Column:

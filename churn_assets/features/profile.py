@@ -1,6 +1,8 @@
 """Who customers are: the newest profile version before the cutoff. Categories stay text.
 
 A customer without a version has NULLs, and so has a value that the newest version does not know.
+What is declared here is all that leaves the raw layer of a profile: no name, address or other
+direct identifier has a column, and of the birth date only the age goes on.
 """
 
 from churn_assets.cutoffs import DAY_US
@@ -29,9 +31,9 @@ def newest_number(column: str) -> str:
     return f"NULLIF(max_by(coalesce({column}, {UNKNOWN_NUMBER}), updated_us), {UNKNOWN_NUMBER})"
 
 
-def _category(name: str, description: str) -> Feature:
+def _category(name: str, description: str, sensitive: bool = False) -> Feature:
     newest = f"NULLIF(max_by(coalesce({name}, ''), updated_us), '')"
-    return Feature(name, newest, "versions", EVER, "VARCHAR", "", description)
+    return Feature(name, newest, "versions", EVER, "VARCHAR", "", description, sensitive=sensitive)
 
 
 PROFILE = FeatureGroup(
@@ -49,11 +51,12 @@ PROFILE = FeatureGroup(
             "INTEGER",
             "years",
             "Whole years at the cutoff",
+            sensitive=True,
         ),
-        _category("gender", "As given"),
-        _category("location", "Country or region"),
-        _category("income", "Income bracket"),
-        _category("education", "Highest degree"),
+        _category("gender", "As given", sensitive=True),
+        _category("location", "Country or region", sensitive=True),
+        _category("income", "Income bracket", sensitive=True),
+        _category("education", "Highest degree", sensitive=True),
         _category("loyalty_status", "Tier of the loyalty programme"),
         Feature(
             "premium",

@@ -396,14 +396,16 @@ def _delete_leftovers(client: redis.Redis) -> None:
         client.hdel(POINTER, f"upload:{version}")
 
 
-def connect(home: Path, url: str | None) -> redis.Redis:
+def connect(home: Path, url: str | None, **options: Any) -> redis.Redis:
     """A client of the server that `url` names, or else of the private server of `home`.
+
+    `options` are those of `redis.Redis`, such as timeouts.
 
     Raises ServerError where there is none, or where it does not answer.
     """
     import redis
 
-    client = redis.Redis.from_url(redis_url(home, url))
+    client = redis.Redis.from_url(redis_url(home, url), **options)
     try:
         client.ping()
     except redis.RedisError as error:
