@@ -6,7 +6,7 @@ export DAGSTER_HOME ?= $(CHURN_HOME)/dagster
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: setup demo test check dev bench lock
+.PHONY: setup demo test check dev serve bench lock
 
 setup: .venv/installed  ## only the installation, exact versions from requirements.lock
 
@@ -44,9 +44,13 @@ bench: .venv/installed .venv-feast/installed  ## the benchmarks
 	$(PYTHON) -m venv .venv-feast
 	.venv-feast/bin/python -m pip install --quiet 'feast[redis]==0.67.0'
 	touch $@
+	$(BIN)/python -m benchmarks.serving
 
 dev: .venv/installed $(DAGSTER_HOME)/dagster.yaml  ## the web UI and daemon on http://localhost:3000
 	$(BIN)/dagster dev --workspace workspace.yaml --port 3000
+
+serve: .venv/installed  ## features and predictions over HTTP, on http://localhost:8000
+	$(BIN)/churn serve
 
 $(DAGSTER_HOME)/dagster.yaml: dagster.yaml
 	mkdir -p $(@D)

@@ -1,4 +1,4 @@
-"""The `churn` command: backfill, status, sql, explain, online."""
+"""The `churn` command: backfill, status, sql, explain, online, serve."""
 
 import datetime as dt
 import os
@@ -239,10 +239,12 @@ def report() -> None:
 def sql(query: str | None) -> None:
     """Run a DuckDB query over the offline store; without one, read queries from standard input.
 
-    Every table is a view, and so is refresh_log: what Dagster did, when, and with what outcome.
+    Every table is a view, and so are refresh_log: what Dagster did, when, and with what outcome;
+    and audit_log: whose rows the service gave to whom.
     """
     from churn_assets.definitions import offline_store
     from churn_assets.refresh_log import refresh_log
+    from churn_assets.serving.audit import audit_query
     from churn_assets.stores.offline import create_views
 
     settings = Settings.read()
@@ -252,6 +254,7 @@ def sql(query: str | None) -> None:
         with dagster_instance(settings) as instance:
             log = refresh_log(instance)
         connection.register("refresh_log", log)
+        connection.execute(f"CREATE VIEW audit_log AS {audit_query(store.home)}")
         if query:
             _show(connection, query)
             return
@@ -388,3 +391,51 @@ def rollback() -> None:
     settings = Settings.read()
     version = roll_back(connect(settings.home, settings.redis_url))
     click.echo(f"Live is {version} now.")
+
+
+@churn.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Interface to listen on.")
+@click.option("--port", default=8000, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; by default one per core.")
+def serve(host: str, port: int, workers: int | None) -> None:
+    """Serve features and predictions over HTTP, and a page for people at /."""
+    import tempfile
+
+    import uvicorn
+
+    from churn_assets.serving.access import Access, is_loopback
+    from churn_assets.serving.telemetry import LOGGING
+
+    settings = Settings.read()
+    if Access.from_settings(settings).open and not is_loopback(host):
+        raise click.ClickException(
+            f"Without keys everybody who reaches {host} could read every customer. Set "
+            "CHURN_API_KEYS (`churn api-key` makes one) or CHURN_JWT_KEY, or leave out --host."
+        )
+    workers = workers or os.cpu_count() or 1
+    with tempfile.TemporaryDirectory(prefix="churn-metrics-") as folder:
+        if workers > 1:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        uvicorn.run(
+            "churn_assets.serving.app:from_environment",
+            factory=True,
+            host=host,
+            port=port,
+            workers=workers,
+            log_config=LOGGING,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=10,
+        )
+
+
+@churn.command()
+@click.argument("name")
+@click.argument("scopes", nargs=-1, required=True)
+def api_key(name: str, scopes: tuple[str, ...]) -> None:
+    """Draw a key for a caller of the service, and show its entry for CHURN_API_KEYS."""
+    from churn_assets.serving.access import new_key
+
+    key, entry = new_key(name, scopes)
+    click.echo(f"Key, for the caller, not shown again: {key}")
+    click.echo(f"Entry for CHURN_API_KEYS: {entry}")

@@ -8,7 +8,7 @@ import datetime as dt
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from churn_assets.cutoffs import Cadence, Calendar
@@ -64,6 +64,17 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(None, validation_alias=AliasChoices("REDIS_URL", "redis_url"))
     mlflow_tracking_uri: str | None = Field(
         None, validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri")
+    )
+
+    api_keys: SecretStr | None = Field(
+        None, description="callers of the service: name:sha256:scope+scope, separated by commas"
+    )
+    jwt_key: SecretStr | None = Field(
+        None, description="verifies bearer tokens: a public key (PEM) or a shared secret"
+    )
+    jwt_audience: str = Field("churn-assets", description="the `aud` that tokens must have")
+    rate_limit: int = Field(
+        1000, ge=0, description="customers a caller reads per second and worker; 0: no limit"
     )
 
     @field_validator("home", "input_dir", "duckdb_temp_directory", "minilm_dir")

@@ -461,15 +461,17 @@ def _delete_leftovers(client: redis.Redis) -> None:
         _run(client, _FORGET, field)
 
 
-def connect(home: Path, url: str | None) -> redis.Redis:
+def connect(home: Path, url: str | None, **options: Any) -> redis.Redis:
     """A client of the server that `url` names, or else of the private server of `home`.
+
+    `options` are those of `redis.Redis`, such as timeouts.
 
     Raises ServerError where there is none, or where it does not answer.
     """
     import redis
 
     try:
-        client = open_client(redis_url(home, url))
+        client = open_client(redis_url(home, url), **options)
         client.ping()
     except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
         # Never the URL itself: it may hold a password.

@@ -194,8 +194,11 @@ def _stop_when_idle(folder: Path, seconds: float, lock: int) -> None:
             before = now
 
 
-def open_client(url: str) -> redis.Redis:
-    """A client of what a URL in one of the forms above names. Raises ServerError for any other."""
+def open_client(url: str, **options: Any) -> redis.Redis:
+    """A client of what a URL in one of the forms above names. Raises ServerError for any other.
+
+    `options` are those of `redis.Redis`, such as timeouts.
+    """
     import redis
 
     library: Any = redis  # much of it has no types
@@ -208,7 +211,7 @@ def open_client(url: str) -> redis.Redis:
     client: redis.Redis
     try:
         if not kind:
-            return redis.Redis.from_url(url)
+            return redis.Redis.from_url(url, **options)
         urls = [
             parts._replace(scheme=scheme, netloc=f"{account}{at}{host}").geturl()
             for host in hosts.split(",")
@@ -218,10 +221,10 @@ def open_client(url: str) -> redis.Redis:
         kind = "unknown"  # the reason would quote the URL, which may hold a password
     if kind == "cluster":
         startup = [library.cluster.ClusterNode(n["host"], n.get("port", 6379)) for n in nodes]
-        client = library.RedisCluster(url=urls[0], startup_nodes=startup)
+        client = library.RedisCluster(url=urls[0], startup_nodes=startup, **options)
         return client
     if kind == "sentinel" and service:
-        options = {"ssl": scheme == "rediss"} | nodes[0]
+        options = {"ssl": scheme == "rediss"} | nodes[0] | options
         for name in ("host", "port", "connection_class"):
             options.pop(name, None)
         own = {name: options.pop(name) for name in list(options) if name.startswith("sentinel_")}

@@ -1,0 +1,141 @@
+"""The service under load: latency at 1 and 16 connections, and with its Redis stopped in mid-load.
+
+    python -m benchmarks.serving [--seconds 10] [--workers 2]
+
+Serves the state of CHURN_HOME as `churn serve` does, on a port of its own. Each connection sends
+its next request when the answer to the last one is complete, so the load is as high as the service
+allows and the latencies are those of saturation. The client is one process on the same machine: it
+parses nothing but the head of a response, and still takes a good part of a core from the service;
+its share is printed.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import uvloop
+
+from churn_assets.settings import Settings
+from churn_assets.stores.online import connect, read_version
+from churn_assets.stores.online_server import stop
+
+HOST = "127.0.0.1"
+
+
+@dataclass
+class Load:
+    """What a run of requests gave."""
+
+    seconds: list[float] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+    stale: int = 0
+
+    def at(self, share: float) -> float:
+        """The latency in ms that this share of requests does not exceed."""
+        return 1000 * sorted(self.seconds)[int(share * (len(self.seconds) - 1))]
+
+
+async def connection(port: int, requests: Sequence[bytes], until: float, load: Load) -> None:
+    """Send requests one after the other over one connection."""
+    reader, writer = await asyncio.open_connection(HOST, port)
+    while (began := time.perf_counter()) < until:
+        writer.write(random.choice(requests))
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        body = await reader.readexactly(length)
+        load.seconds.append(time.perf_counter() - began)
+        load.statuses[int(head[9:12])] += 1
+        load.stale += b'"stale":true' in body
+    writer.close()
+
+
+async def run(port: int, requests: Sequence[bytes], connections: int, seconds: float) -> Load:
+    """All connections at once."""
+    load = Load()
+    until = time.perf_counter() + seconds
+    await asyncio.gather(*(connection(port, requests, until, load) for _ in range(connections)))
+    return load
+
+
+@contextlib.contextmanager
+def service(workers: int) -> Iterator[int]:
+    """The port of a service of CHURN_HOME, ready."""
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind((HOST, 0))
+        port = int(probe.getsockname()[1])
+    command = "from churn_assets.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, *f"serve --port {port} --workers {workers}".split()],
+        env=os.environ | {"CHURN_RATE_LIMIT": "0"},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://{HOST}:{port}/ready").close()
+                break
+            time.sleep(0.2)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def report(name: str, connections: int, load: Load, seconds: float, cpu: float) -> None:
+    count = len(load.seconds)
+    print(
+        f"{name:24} {connections:2} connections {count / seconds:7,.0f}/s   "
+        f"p50 {load.at(0.5):6.2f}  p95 {load.at(0.95):6.2f}  p99 {load.at(0.99):6.2f} ms   "
+        f"{dict(load.statuses)} stale {load.stale}   client {cpu / seconds:.0%} of a core",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    arguments = parser.parse_args()
+    settings = Settings.read()
+    ids = read_version(connect(settings.home, settings.redis_url))["customer_id"].to_pylist()
+    chosen = random.Random(7).sample(ids, min(1000, len(ids)))
+    head = f"HTTP/1.1\r\nHost: {HOST}\r\n"
+    gets = [f"GET /features/{id_} {head}\r\n".encode() for id_ in chosen]
+    posts = [f"POST /predict/{id_} {head}Content-Length: 0\r\n\r\n".encode() for id_ in chosen]
+    with service(arguments.workers) as port:
+        uvloop.run(run(port, gets + posts, 16, 2))  # warm
+        for name, requests in (("GET features", gets), ("POST predict", posts)):
+            for connections in (1, 16):
+                cpu = time.process_time()
+                load = uvloop.run(run(port, requests, connections, arguments.seconds))
+                used = time.process_time() - cpu
+                report(name, connections, load, arguments.seconds, used)
+        if settings.redis_url is None:
+            cpu = time.process_time()
+            load = uvloop.run(_with_outage(port, gets, arguments.seconds, settings))
+            used = time.process_time() - cpu
+            report("GET, Redis stopped", 16, load, arguments.seconds, used)
+
+
+async def _with_outage(
+    port: int, requests: Sequence[bytes], seconds: float, settings: Settings
+) -> Load:
+    """The private server is stopped after a third of the time; the service starts it again."""
+    running = asyncio.create_task(run(port, requests, 16, seconds))
+    await asyncio.sleep(seconds / 3)
+    await asyncio.to_thread(stop, settings.home)
+    return await running
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Who read what: one line per answered request, as table `audit_log` in `churn sql`.
+
+Grain of the table: one row per request and customer. Files are
+`CHURN_HOME/serving/audit/<UTC day>.jsonl`, shared by all workers: each line is one append. A read
+that cannot be recorded is not answered. Deleting old days is the operator's retention policy.
+"""
+
+import datetime as dt
+import json
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from churn_assets.cutoffs import utc_now
+from churn_assets.stores.offline import quoted
+
+COLUMNS = {
+    "read_at": "TIMESTAMPTZ",
+    "request_id": "VARCHAR",
+    "caller": "VARCHAR",
+    "action": "VARCHAR",
+    "sensitive": "BOOLEAN",
+    "source": "VARCHAR",
+    "cutoff": "DATE",
+    "customers": "STRUCT(customer_id VARCHAR, found BOOLEAN)[]",
+}
+
+
+def folder(home: Path) -> Path:
+    """Where the audit log of an installation is."""
+    return home / "serving" / "audit"
+
+
+class AuditLog:
+    """Appends to the file of the day. One object may serve any number of threads."""
+
+    def __init__(self, home: Path) -> None:
+        self._folder = folder(home)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._day: dt.date | None = None
+        self._file = -1
+
+    def record(
+        self,
+        request_id: str,
+        caller: str,
+        action: str,
+        sensitive: bool,
+        source: str,
+        cutoff: dt.date,
+        customers: Sequence[tuple[str, bool]],
+    ) -> None:
+        """Append one request: whose rows were asked for, and whether each was found.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        now = utc_now()
+        line = {
+            "read_at": now.isoformat(),
+            "request_id": request_id,
+            "caller": caller,
+            "action": action,
+            "sensitive": sensitive,
+            "source": source,
+            "cutoff": cutoff.isoformat(),
+            "customers": [{"customer_id": id_, "found": found} for id_, found in customers],
+        }
+        text = json.dumps(line).encode() + b"\n"
+        with self._lock:
+            if self._day != now.date():
+                self.close()
+                path = self._folder / f"{now.date()}.jsonl"
+                self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+                self._day = now.date()
+            # One write call, so that lines of several workers do not interleave.
+            if os.write(self._file, text) != len(text):
+                raise OSError("the disk is full")
+
+    def close(self) -> None:
+        if self._day:
+            os.close(self._file)
+            self._day = None
+
+
+def audit_query(home: Path) -> str:
+    """The table `audit_log`, newest day last; without rows where nobody read anything."""
+    files = sorted(folder(home).glob("*.jsonl"))
+    columns = ", ".join(f"{name}: '{dtype}'" for name, dtype in COLUMNS.items())
+    nulls = ", ".join(f"CAST(NULL AS {dtype}) AS {name}" for name, dtype in COLUMNS.items())
+    paths = ", ".join(f"'{quoted(file)}'" for file in files)
+    lines = (
+        f"read_json([{paths}], format = 'newline_delimited', columns = {{{columns}}}, "
+        "ignore_errors = true)"  # a line that a full disk cut short; its request was refused
+        if files
+        else f"(SELECT {nulls} WHERE false)"
+    )
+    return (
+        "SELECT * EXCLUDE (customers), customers.customer_id, customers.found "
+        f"FROM (SELECT * REPLACE (unnest(customers) AS customers) FROM {lines})"
+    )
