@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -29,11 +30,14 @@ from pydantic import SecretStr
 
 from churn_assets.estimators import ESTIMATORS, Estimator, fit
 from churn_assets.features import feature_columns, sensitive_features
+from churn_assets.models import feature_versions
+from churn_assets.predictions import explainer
 from churn_assets.serving import app as serving
 from churn_assets.serving import rows as serving_rows
 from churn_assets.serving import schemas
 from churn_assets.serving.access import SCOPES, new_key
 from churn_assets.serving.scoring import Scorer
+from churn_assets.stores.models import ModelStore
 from churn_assets.stores.online import publish
 from churn_assets.stores.online_server import redis_url, stop
 from churn_assets_tests.conftest import stored
@@ -101,6 +105,22 @@ def test_features_are_those_of_the_offline_store(client: Client, rows: list[dict
             "redis",
             False,
         )
+
+
+def test_reasons_are_given_where_they_are_asked_for(
+    client: Client, shop: Shop, rows: list[dict[str, Any]]
+):
+    models = ModelStore(shop.settings.home)
+    manifest = models.manifest("xgboost_model", CUTOFF.isoformat())
+    explains = explainer(manifest, models.load(manifest, feature_versions()), 90)
+    for row in rows[:5]:
+        _, answer = client.post(f"/predict/{row['customer_id']}")
+        assert answer.get("reasons") is None
+        status, answer = client.post(f"/predict/{row['customer_id']}?explain=true")
+        at_risk = np.array([row["prediction"] == "CHURN RISK"])
+        [told] = explains.reasons(pd.DataFrame([row]), at_risk)
+        assert (status, answer["reasons"]) == (200, [reason for reason in told if reason])
+        assert answer["reasons"]
 
 
 def test_a_live_prediction_is_the_published_one(client: Client, rows: list[dict[str, Any]]):
