@@ -6,7 +6,7 @@ export DAGSTER_HOME ?= $(CHURN_HOME)/dagster
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: setup demo test check dev serve bench lock
+.PHONY: setup mlflow demo test check dev serve bench lock
 
 setup: .venv/installed  ## only the installation, exact versions from requirements.lock
 
@@ -45,6 +45,9 @@ bench: .venv/installed .venv-feast/installed  ## the benchmarks
 	.venv-feast/bin/python -m pip install --quiet 'feast[redis]==0.67.0'
 	touch $@
 	$(BIN)/python -m benchmarks.serving
+
+mlflow: .venv/installed  ## the runs of the models on http://localhost:5000
+	$(BIN)/mlflow server --backend-store-uri sqlite:///$(CHURN_HOME)/mlflow.db --port 5000
 
 dev: .venv/installed $(DAGSTER_HOME)/dagster.yaml  ## the web UI and daemon on http://localhost:3000
 	$(BIN)/dagster dev --workspace workspace.yaml --port 3000

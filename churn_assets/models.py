@@ -334,7 +334,6 @@ def model_metadata(
     """What Dagster shows of a model; floats are plotted over cutoffs."""
     from churn_assets.plots import markdown_image
 
-    url = tracking.run_url(run_id)
     pictures = {
         f"plot/{name}": dg.MetadataValue.md(markdown_image(image, name))
         for name, image in evaluation.plots.items()
@@ -351,7 +350,7 @@ def model_metadata(
         "holdout": manifest.holdout,
         "model_version": manifest.version,
         "fallback": manifest.fallback or "no",
-        "mlflow_run": dg.MetadataValue.url(url) if url else dg.MetadataValue.text(run_id),
+        "mlflow_run": dg.MetadataValue.url(tracking.run_url(run_id)),
     }
 
 

@@ -45,6 +45,10 @@ PARTITION_TAG = "churn.partition"
 VERSION_TAG = "churn.model_version"
 DAGSTER_RUN_TAG = "dagster.run_id"
 
+# Where `make mlflow` and `make dev` serve, for links from one to the other.
+LOCAL_SERVER = "http://localhost:5000"
+DAGSTER_SERVER = "http://localhost:3000"
+
 
 @dataclass(frozen=True)
 class Tracking:
@@ -114,6 +118,7 @@ class Tracking:
             PARTITION_TAG: manifest.cutoff,
             VERSION_TAG: manifest.version,
             DAGSTER_RUN_TAG: dagster_run_id,
+            "dagster.run_url": f"{DAGSTER_SERVER}/runs/{dagster_run_id}",
             "churn.holdout": manifest.holdout,
             "churn.training_cutoffs": " ".join(manifest.training_cutoffs),
             "churn.fallback": manifest.fallback or "no",
@@ -196,11 +201,10 @@ class Tracking:
             self.client.delete_run(old)
         return run_id
 
-    def run_url(self, run_id: str) -> str | None:
-        """Where the run can be looked at; None where no server is known."""
-        if not (self.uri or "").startswith("http"):
-            return None
-        return f"{self.uri}/#/experiments/{self.experiment_id}/runs/{run_id}"
+    def run_url(self, run_id: str) -> str:
+        """Where the run can be looked at: on the server, or on that of `make mlflow`."""
+        server = self.uri if self.uri and self.uri.startswith("http") else LOCAL_SERVER
+        return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{run_id}"
 
     def move_aliases(self, cutoff: str, aliases: Mapping[str, Manifest | None]) -> bool:
         """Point `champion` and `challenger` at the models of a decision, and say whether they were.
