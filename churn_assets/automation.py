@@ -25,6 +25,12 @@ ON_MISSING = (
     & ~dg.AutomationCondition.any_deps_missing()
 ).with_label("on_missing_partition")
 
+# A page over all partitions is made again when one of them is.
+ON_UPDATE = (
+    dg.AutomationCondition.any_deps_updated().since_last_handled()
+    & ~dg.AutomationCondition.any_deps_in_progress()
+).with_label("on_updated_partition")
+
 
 def with_conditions(assets: list[dg.AssetsDefinition]) -> list[dg.AssetsDefinition]:
     """The assets, with the condition on all but the raw ones, which only the schedule triggers."""
@@ -32,7 +38,8 @@ def with_conditions(assets: list[dg.AssetsDefinition]) -> list[dg.AssetsDefiniti
     def automate(spec: dg.AssetSpec) -> dg.AssetSpec:
         if spec.group_name == "raw":
             return spec
-        return spec.replace_attributes(automation_condition=ON_MISSING)
+        of_all = spec.key.path[-1] == "walk_forward_report"
+        return spec.replace_attributes(automation_condition=ON_UPDATE if of_all else ON_MISSING)
 
     return [dg.map_asset_specs(automate, [asset])[0] for asset in assets]
 

@@ -46,7 +46,7 @@ class Contributions:
     def __init__(self, model: FittedModel) -> None:
         self._width = len(model.columns)
         self._transform: Any = None
-        if model.fallback:
+        if model.is_base_rate:
             self.expected = float(model.pipeline.class_prior_[1])
             return
         transformer, classifier = model.pipeline["inputs"], model.pipeline["classifier"]

@@ -109,6 +109,11 @@ class FittedModel:
     pipeline: Any
     fallback: str = ""
 
+    @property
+    def is_base_rate(self) -> bool:
+        """Whether it says the same of everybody; `fallback` may also be that of the graded fit."""
+        return not hasattr(self.pipeline, "named_steps")
+
     def probabilities(self, features: "pd.DataFrame") -> "np.ndarray":
         """P(churn) of every row, shape (n,). Columns are found by name, others ignored."""
         import numpy as np

@@ -36,7 +36,7 @@ def importance(model: FittedModel, rows: Rows, seed: int) -> dict[str, float]:
     if not has_both_classes(churned):
         return {}
     lost = {column.name: 0.0 for column in model.columns}
-    if model.fallback:
+    if model.is_base_rate:
         return lost
     transformer, classifier = model.pipeline["inputs"], model.pipeline["classifier"]
     with threadpool_limits(limits=1):

@@ -318,7 +318,7 @@ def assets(
 
 def parameters(manifest: Manifest, model: FittedModel) -> dict[str, object]:
     """What MLflow shows as parameters: how the model was fitted."""
-    classifier = model.pipeline if model.fallback else model.pipeline["classifier"]
+    classifier = model.pipeline if model.is_base_rate else model.pipeline["classifier"]
     chosen = {k: v for k, v in classifier.get_params().items() if v is not None}
     return chosen | {
         "rounds": manifest.rounds,

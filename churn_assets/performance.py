@@ -166,7 +166,7 @@ COLUMNS = {
 
 
 def walk_forward_report(rows: Sequence[Mapping[str, Any]]) -> WalkForwardReport:
-    """The report over rows of `REALISED_PERFORMANCE`, one or more, oldest first."""
+    """The report over rows of `REALISED_PERFORMANCE`, oldest first."""
     from churn_assets.plots import WalkForward, markdown_image, png, walk_forward
 
     plotted = [
@@ -185,7 +185,7 @@ def walk_forward_report(rows: Sequence[Mapping[str, Any]]) -> WalkForwardReport:
         )
         for row in rows
     ]
-    span = f"{rows[0]['cutoff']} … {rows[-1]['cutoff']}"
+    span = f"{rows[0]['cutoff']} … {rows[-1]['cutoff']}" if rows else "no cutoff yet"
     image = markdown_image(png(walk_forward(plotted, span)), "AUC over cutoffs")
     shown = {
         name: title for name, title in COLUMNS.items() if any(row[name] is not None for row in rows)

@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 import duckdb
+import pytest
 
 # Before the package is imported: `definitions` reads the settings when it loads.
 for name in [n for n in os.environ if n.startswith("CHURN_")]:
@@ -89,3 +90,14 @@ def materialize(
         .resolve_job_def(job)
         .execute_in_process(instance=instance, tags={RANGE_START: first, RANGE_END: last})
     )
+
+
+@pytest.fixture
+def quick_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are trained and graded as ever, without the pictures and comparisons beside the grade.
+
+    For tests of what runs when: test_evaluation and the journey see them.
+    """
+    monkeypatch.setattr("joblib.cpu_count", lambda **_: 1)  # workers would not see the patches
+    for name in ("baselines", "random_split", "importance", "pictures"):
+        monkeypatch.setattr(f"churn_assets.evaluation.{name}", lambda *_: {})

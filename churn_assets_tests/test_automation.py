@@ -10,11 +10,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from churn_assets.backfill import RANGE_END, RANGE_START, plan_stage, run_batch
+from churn_assets.backfill import RANGE_END, RANGE_START, plan_stage, run_batch, stages
 from churn_assets.cutoffs import Cadence
 from churn_assets.definitions import build_definitions, offline_store
 from churn_assets.inventory import present_partitions
-from churn_assets.jobs import STAGES
 from churn_assets.settings import Settings
 from churn_assets_tests.conftest import make_settings
 
@@ -64,9 +63,10 @@ class Clock:
         graph = self.defs.resolve_asset_graph()
         together: dict[tuple[str, ...], list[dg.AssetKey]] = {}
         for asset in graph.toposorted_asset_keys:
-            keys = sorted(key for key in result.get_requested_partitions(asset) if key)
-            if keys:
+            requested = result.get_requested_partitions(asset)
+            if requested:
                 partitions = repr(graph.get(asset).partitions_def)
+                keys = sorted(key for key in requested if key)
                 together.setdefault((partitions, *keys), []).append(asset)
         for (_, *keys), assets in together.items():
             self.run(assets, keys)
@@ -83,7 +83,7 @@ class Clock:
     def backfill(self, settings: Settings, now: dt.datetime) -> None:
         """What a person did before the automation was switched on."""
         store = offline_store(settings)
-        for stage in STAGES:
+        for stage in stages(()):
             for batch in plan_stage(
                 stage,
                 self.defs,
@@ -106,6 +106,7 @@ class Clock:
         }
 
 
+@pytest.mark.usefixtures("quick_evaluation")
 @pytest.mark.parametrize(
     ("cadence", "start", "first", "days", "every", "outage"),
     [

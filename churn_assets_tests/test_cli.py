@@ -95,7 +95,7 @@ def test_explain_shows_values_windows_and_rows(shop: Path) -> None:
         (["backfill"], {"CHURN_SOURCE": "nonsense"}, "CHURN_SOURCE"),
         (["backfill"], {"CHURN_END": "2024-01-01"}, "CHURN_END"),
         (["backfill"], {"CHURN_HOME": "/proc/no"}, "CHURN_HOME"),
-        (["backfill", "--stage", "nonsense"], {}, "ingest, features"),
+        (["backfill", "--stage", "nonsense"], {}, "ingest, topics, features"),
         (["backfill", "--from", "2025-04-15"], {}, "2025-04-01 and 2025-05-01"),
         (["backfill", "--from", "2031-04-01"], {}, "outside history"),
         (["backfill", "--last", "1", "--to", "2025-04-01"], {}, "not both"),

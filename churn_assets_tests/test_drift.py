@@ -41,6 +41,7 @@ from churn_assets.features.group import Tolerance
 from churn_assets.models import training_rows
 from churn_assets.plots import markdown_image, png
 from churn_assets.predictions import CHURN_PREDICTIONS
+from churn_assets.reasons import REASON_COLUMNS
 from churn_assets.registry import registry
 from churn_assets.stores.models import MANIFEST, Manifest, ModelStore
 from churn_assets.stores.offline import OfflineIOManager, OfflineStore, current_provenance
@@ -283,6 +284,7 @@ def publish_predictions(store: OfflineStore, key: str, mean: float) -> None:
         prediction="RETAIN",
         threshold=0.5,
         model_version="v",
+        **{column.name: None for column in REASON_COLUMNS},
     )
     with store.connect() as connection:
         connection.register("made_up", frame)

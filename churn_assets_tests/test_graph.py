@@ -51,6 +51,7 @@ def backfill(
     return ran
 
 
+@pytest.mark.usefixtures("quick_evaluation")
 def test_a_shop_goes_through_the_whole_graph_once(tmp_path: Path) -> None:
     settings, instance = small_shop(tmp_path), dg.DagsterInstance.local_temp(str(tmp_path))
     ran = backfill(settings, instance)
@@ -93,6 +94,7 @@ def test_a_shop_goes_through_the_whole_graph_once(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.usefixtures("quick_evaluation")
 def test_a_failure_names_the_asset_and_is_kept_in_the_log(tmp_path: Path) -> None:
     settings = small_shop(tmp_path)
     instance = dg.DagsterInstance.local_temp(str(tmp_path))

@@ -128,6 +128,12 @@ def test_the_report_of_what_nobody_knows_has_no_empty_columns():
     assert "roc_auc" not in report.summary
 
 
+def test_before_the_first_cutoff_the_report_says_so():
+    report = walk_forward_report([])
+    assert "no cutoff yet" in report.html
+    assert not report.summary
+
+
 def test_the_page_cannot_be_scripted_by_a_name():
     report = walk_forward_report(rows("2025-06-01", model="<script>alert(1)</script>"))
     assert "<script>" not in report.html

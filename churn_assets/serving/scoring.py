@@ -159,7 +159,7 @@ class Scorer:
         # for cores: 80 ms instead of 0.5 on a busy machine.
         self._threads = ThreadpoolController()
         self._base_rate: float | None = None
-        if not hasattr(model.pipeline, "named_steps"):
+        if model.is_base_rate:
             self._base_rate = float(model.pipeline.predict_proba([[0]])[0, 1])
             return
         self._classify = _classify(model.pipeline["classifier"])
