@@ -26,7 +26,7 @@ from churn_assets import (
     truth,
 )
 from churn_assets import features as feature_groups
-from churn_assets.settings import Settings
+from churn_assets.settings import Settings, SettingsError
 from churn_assets.sources import open_source
 from churn_assets.sources.synthetic import Synthetic
 from churn_assets.stores.offline import OfflineIOManager, OfflineStore, duckdb_config
@@ -60,7 +60,17 @@ def offline_store(settings: Settings) -> OfflineStore:
 
 
 def build_definitions(settings: Settings) -> dg.Definitions:
-    """The whole graph for the given settings."""
+    """The whole graph for the given settings.
+
+    Raises:
+        SettingsError: CHURN_REVIEW_VECTORS is another one than at import.
+    """
+    if settings.review_vectors != reviews.VECTORS:
+        raise SettingsError(
+            f"CHURN_REVIEW_VECTORS is {settings.review_vectors}, and tables were declared for "
+            f"{reviews.VECTORS} when the package was imported. Set it in the environment or in "
+            "`.env` before the process starts."
+        )
     # Partition mappings past the edge of history and single-run backfills are marked as beta,
     # checks with partitions as preview.
     warnings.filterwarnings("ignore", category=dg.BetaWarning)

@@ -19,6 +19,7 @@ from churn_assets.estimators import MISSING, FittedModel, inputs
 from churn_assets.features import GROUPS
 from churn_assets.features.activity import COUNTED_TYPES
 from churn_assets.features.group import EVER, window_days
+from churn_assets.reviews import VECTOR_COLUMNS
 from churn_assets.tables import Column
 from churn_assets.topics import TOPICS
 
@@ -40,6 +41,7 @@ WORTH_NAMING = 0.05
 TOLD_BY: Mapping[str, str] = {"recency_over_gap": "recency_days", "overdue_days": "recency_days"}
 
 # Sentences for features that tell much, and what is added of another feature. `{}` is the value.
+# Features of one sentence are one reason: a single number of a text vector says nothing.
 SENTENCES: Mapping[str, str] = {
     "recency_days": "Last purchase {} ago",
     "last_active_days": "Last seen {} ago",
@@ -47,6 +49,7 @@ SENTENCES: Mapping[str, str] = {
     "tenure_days": "First purchase {} ago",
     "account_age_days": "Account opened {} ago",
     "last_review_days": "Last review {} ago",
+    **{column.name: "Wording of own reviews" for column in VECTOR_COLUMNS},
 }
 ADDITIONS: Mapping[str, tuple[str, str]] = {"recency_days": ("gap_mean_days", "; usual gap {}")}
 
@@ -61,6 +64,7 @@ NOTHING: Mapping[str, tuple[str, ...]] = {
     "No review so far": (
         *("total_reviews", "avg_rating", "avg_helpful_ratio", "avg_text_length"),
         *("avg_sentiment_score", "last_review_days"),
+        *(column.name for column in VECTOR_COLUMNS),
     ),
     "No purchase so far": ("lifetime_orders", "tenure_days"),
     "Purchases on at most one day in the last {lookback}": ("avg_days_between_purchases",),
@@ -278,12 +282,13 @@ def _stories(
             label += f" in the last {window_days(window, lookback_days)} days"
         instead = nothing.get(name, f"{label}: unknown")
         addition = ADDITIONS.get(name)
+        text = SENTENCES.get(name, f"{label}: {{}}")
         return Story(
             feature=name,
-            text=SENTENCES.get(name, f"{label}: {{}}"),
+            text=text,
             nothing=instead.replace("{lookback}", f"{lookback_days} days"),
             zero_is_nothing=name in nothing and column.dtype == "BIGINT",
-            typical=spoken(typical[name], column) if name in typical else "",
+            typical=spoken(typical[name], column) if name in typical and "{}" in text else "",
             addition=addition if addition and addition[0] in named else None,
         )
 

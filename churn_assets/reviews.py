@@ -1,4 +1,5 @@
-"""Reviews: each text scored for sentiment and topics once, when its slice is rolled up.
+"""Reviews: each text scored for sentiment, topics and, where CHURN_REVIEW_VECTORS asks for one, a
+vector; once, when its slice is rolled up.
 
 Grain: `scored_reviews` one row per review of a slice; a review without a text keeps its row with
 NULL scores. `review_topic_model` is one frozen model without partitions: topics of models that were
@@ -8,7 +9,8 @@ The topic model is fitted on the distinct texts from before the first cutoff, so
 future through it. The first ingestion that has all of these slices fits it; before that, reviews
 wait unscored, because scores of another model would have to be thrown away. Later ingestions never
 refit it: that is what job `topics` is for, and it makes every scored slice stale. With fewer than
-`text_models.MIN_TEXTS` distinct texts there is no model, and topics are NULL.
+`text_models.MIN_TEXTS` distinct texts there is no model, and topics are NULL. Vectors are fitted
+and frozen with the topics, by the same asset and under the same version.
 
 A distinct text is scored once: scores are kept by a hash of the text under the version of the
 scorer and of the models, and every later slice or re-run takes them from there.
@@ -26,12 +28,14 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from churn_assets import sentiment, text_models, topics
+from churn_assets import sentiment, text_models, text_vectors, topics
 from churn_assets.cutoffs import Calendar
 from churn_assets.raw import REVIEWS
+from churn_assets.settings import Settings
 from churn_assets.stores.models import MANIFEST, ModelStore
 from churn_assets.stores.offline import OfflineStore, Query, Scan, current_provenance, quoted
 from churn_assets.tables import CUSTOMER_ID, SLICE, Column, Table, markdown, sql_version
+from churn_assets.text_models import TextModel
 from churn_assets.topics import TOPICS, TopicModel
 from churn_assets.tracking import Tracking
 
@@ -40,15 +44,28 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 TOPIC_MODEL = "review_topic_model"
-TOPICS_FILE = "topics.npz"
+TOPICS_FILE, VECTORS_FILE = "topics.npz", "vectors.npz"
 
-# Texts that are scored together: what is lost by a kill, and the memory that scoring takes.
-CHUNK = 200_000
+# Tables are declared at import, so the setting that decides about their columns is read here.
+VECTORS = Settings.read().review_vectors
 
-SENTIMENT_TYPE, TOPIC_TYPE = "DECIMAL(5, 4)", "DECIMAL(7, 6)"  # sums of decimals are exact
+# Texts that are scored together: what is lost by a kill, and the memory that scoring takes. A
+# sentence embedding takes some 20 milliseconds.
+CHUNK = 5_000 if VECTORS == "minilm" else 200_000
+
+SENTIMENT_TYPE, VECTOR_TYPE = "DECIMAL(5, 4)", "DECIMAL(7, 6)"  # sums of decimals are exact
 TOPIC_COLUMNS = tuple(
-    Column(f"topic_vector_{i}", TOPIC_TYPE, f"Share of topic {i} in the text", "share")
+    Column(f"topic_vector_{i}", VECTOR_TYPE, f"Share of topic {i} in the text", "share")
     for i in range(TOPICS)
+)
+VECTOR_COLUMNS = tuple(
+    Column(
+        f"embedding_vector_{i}",
+        VECTOR_TYPE,
+        f"Number {i} of the {VECTORS} vector of the text",
+        "-2 to 2",
+    )
+    for i in range(0 if VECTORS == "none" else text_vectors.DIMENSIONS)
 )
 SCORED_REVIEWS = Table(
     "scored_reviews",
@@ -66,6 +83,7 @@ SCORED_REVIEWS = Table(
         Column("text_length", "BIGINT", "Length of the unmodified text", "code points"),
         Column("sentiment_score", SENTIMENT_TYPE, "VADER compound score", "-1 to 1"),
         *TOPIC_COLUMNS,
+        *VECTOR_COLUMNS,
     ),
     partitioned_by="slice",
 )
@@ -76,6 +94,7 @@ SCORES = Table(
         Column("text_hash", "VARCHAR", "SHA-256 of the text"),
         *(c for c in SCORED_REVIEWS.columns if c.name == "sentiment_score"),
         *TOPIC_COLUMNS,
+        *VECTOR_COLUMNS,
     ),
     partitioned_by=None,
 )
@@ -83,15 +102,17 @@ SCORES = Table(
 
 @dataclass(frozen=True)
 class TopicManifest:
-    """The frozen topic model, as it is kept on disk.
+    """The frozen topic model and that of the vectors, as they are kept on disk.
 
     Args:
-        version: Digest of the model; of the reason where there is none.
+        version: Digest of the model; of the reason where there is none. With vectors, theirs too.
         before: The first cutoff: the model has seen texts from before it only.
         texts: Distinct texts that it was fitted on, or that there were.
         words: The most telling words of each topic; empty without a model.
         reason: Why there is no model; empty where there is one.
         provenance: What it was made from.
+        vectors: CHURN_REVIEW_VECTORS as it was.
+        has_vectors: False also where the texts were too few, or shared too few words.
     """
 
     version: str
@@ -100,6 +121,12 @@ class TopicManifest:
     words: Sequence[Sequence[str]]
     reason: str
     provenance: Mapping[str, str] = field(default_factory=dict)
+    vectors: str = "none"
+    has_vectors: bool = False
+
+
+TextModels = tuple[TopicModel | None, TextModel | None]
+"""The topic model and that of the vectors; None where there is none."""
 
 
 def find_manifest(model_store: ModelStore) -> TopicManifest | None:
@@ -108,12 +135,31 @@ def find_manifest(model_store: ModelStore) -> TopicManifest | None:
     return TopicManifest(**json.loads(path.read_text())) if path.exists() else None
 
 
-def load_model(model_store: ModelStore, manifest: TopicManifest) -> TopicModel | None:
+def load_topics(model_store: ModelStore, manifest: TopicManifest) -> TopicModel | None:
     """The topic model of a manifest; None where there were too few texts for one."""
     if manifest.reason:
         return None
     folder = model_store.folder(TOPIC_MODEL, None) / manifest.version
     return TopicModel.load(folder / TOPICS_FILE)
+
+
+def load_models(model_store: ModelStore, manifest: TopicManifest) -> TextModels:
+    """The models of a manifest.
+
+    Raises:
+        ValueError: They were fitted with another CHURN_REVIEW_VECTORS.
+    """
+    if manifest.vectors != VECTORS:
+        raise ValueError(
+            f"CHURN_REVIEW_VECTORS is {VECTORS}, and the models of review texts were fitted with "
+            f"{manifest.vectors}. Set it back, or fit anew with `churn backfill --stage topics` "
+            "and make every slice and cutoff again, as docs/reviews.md says."
+        )
+    found = load_topics(model_store, manifest)
+    if VECTORS == "none" or not manifest.has_vectors:
+        return found, None
+    folder = model_store.folder(TOPIC_MODEL, None) / manifest.version
+    return found, text_vectors.load_text_vectors(VECTORS, folder / VECTORS_FILE)
 
 
 def slices_of_topics(calendar: Calendar) -> list[str]:
@@ -125,7 +171,7 @@ def slices_of_topics(calendar: Calendar) -> list[str]:
 def fit_topic_model(
     store: OfflineStore, calendar: Calendar, seed: int, provenance: Mapping[str, str]
 ) -> tuple[TopicManifest, TopicModel | None]:
-    """Fit the topic model on the distinct texts from before the first cutoff, and publish it.
+    """Fit topics and vectors on the distinct texts from before the first cutoff, and publish them.
 
     Raises:
         FileNotFoundError: A slice before the first cutoff was not ingested yet.
@@ -137,26 +183,39 @@ def fit_topic_model(
         ).fetchall()
     texts = [text for (text,) in found]
     model = topics.fit_topics(texts, seed)
+    vectors = None if VECTORS == "none" else text_vectors.fit_text_vectors(VECTORS, texts, seed)
     reason = (
         ""
         if model
         else f"{len(texts)} distinct texts before {calendar.first_cutoff}, "
         f"{text_models.MIN_TEXTS} are needed"
     )
+    version = model.version if model else hashlib.sha256(reason.encode()).hexdigest()[:16]
+    if VECTORS != "none":
+        version += f"-{vectors.version if vectors else VECTORS}"
     manifest = TopicManifest(
-        version=model.version if model else hashlib.sha256(reason.encode()).hexdigest()[:16],
+        version=version,
         before=calendar.first_cutoff.isoformat(),
         texts=len(texts),
         words=model.top_words() if model else [],
         reason=reason,
         provenance=provenance,
+        vectors=VECTORS,
+        has_vectors=vectors is not None,
     )
+
+    def save(folder: Path) -> None:
+        if model:
+            model.save(folder / TOPICS_FILE)
+        if vectors:
+            vectors.save(folder / VECTORS_FILE)
+
     model_store = ModelStore(store.home)
     model_store.publish(
         model_store.folder(TOPIC_MODEL, None),
         manifest.version,
         json.dumps(asdict(manifest), indent=2),
-        lambda folder: model.save(folder / TOPICS_FILE) if model else None,
+        save,
     )
     return manifest, model
 
@@ -168,16 +227,17 @@ def scores_version(manifest: TopicManifest) -> str:
     ]
 
 
-def score_texts(texts: Sequence[str], model: TopicModel | None) -> "pa.Table":
-    """Sentiment and topics of each text, as the columns of `SCORES` but the hash."""
+def score_texts(texts: Sequence[str], models: TextModels) -> "pa.Table":
+    """Sentiment, topics and vector of each text, as the columns of `SCORES` but the hash."""
     import pyarrow as pa
 
     scored: dict[str, Any] = {"sentiment_score": pa.array(sentiment.score_all(texts), pa.float64())}
-    vectors = model.transform(texts) if model else None
-    for i, column in enumerate(TOPIC_COLUMNS):
-        scored[column.name] = (
-            pa.nulls(len(texts), pa.float64()) if vectors is None else pa.array(vectors[:, i])
-        )
+    for columns, model in zip((TOPIC_COLUMNS, VECTOR_COLUMNS), models, strict=True):
+        values = model.transform(texts) if model else None
+        for i, column in enumerate(columns):
+            scored[column.name] = (
+                pa.nulls(len(texts), pa.float64()) if values is None else pa.array(values[:, i])
+            )
     return pa.table(scored)
 
 
@@ -186,7 +246,7 @@ def score_new_texts(
     store: OfflineStore,
     reviews: str,
     manifest: TopicManifest,
-    model: TopicModel | None,
+    models: TextModels,
 ) -> Iterator[tuple[int, int]]:
     """Make the temporary tables `new_texts` and `known_scores` for the reviews of a relation.
 
@@ -196,8 +256,8 @@ def score_new_texts(
         connection: An open connection.
         store: Where scores are kept.
         reviews: A relation with a column `text`.
-        manifest: The current topic model.
-        model: The same, opened.
+        manifest: The current models.
+        models: The same, opened.
     """
     folder = store.home / "text_scores" / scores_version(manifest)
     kept = f"read_parquet('{quoted(folder / '*.parquet')}')"
@@ -216,7 +276,7 @@ def score_new_texts(
         chunk = connection.sql(
             f"SELECT text_hash, text FROM new_texts ORDER BY text_hash LIMIT {CHUNK} OFFSET {start}"
         ).to_arrow_table()
-        scores = score_texts(chunk["text"].to_pylist(), model)
+        scores = score_texts(chunk["text"].to_pylist(), models)
         connection.register("scores", scores.append_column("text_hash", chunk["text_hash"]))
         connection.execute(
             f"CREATE OR REPLACE TEMP TABLE scored_chunk AS {SCORES.typed('SELECT * FROM scores')}"
@@ -257,9 +317,9 @@ def assets(
     fitted_on = slices_of_topics(calendar)
 
     def fit(spec: dg.AssetSpec, run_id: str) -> tuple[TopicManifest, dict[str, Any]]:
-        """Fit, publish and log the topic model, and what Dagster shows of it."""
+        """Fit, publish and log the models, and what Dagster shows of them."""
         before = find_manifest(model_store)
-        previous = load_model(model_store, before) if before else None
+        previous = load_topics(model_store, before) if before else None
         made_from = current_provenance(store, calendar, spec, None, cache(store.present))
         manifest, model = fit_topic_model(store, calendar, seed, made_from)
         matches = topics.match_topics(previous, model) if previous and model else []
@@ -267,6 +327,8 @@ def assets(
             folder = model_store.folder(TOPIC_MODEL, None) / manifest.version
             tracking.record_topics(manifest.version, manifest.texts, manifest.words, folder, run_id)
         return manifest, topic_metadata(manifest, matches)
+
+    sources = (topics, text_models, *([text_vectors] if VECTOR_COLUMNS else []))
 
     @dg.asset(
         name=TOPIC_MODEL,
@@ -277,7 +339,7 @@ def assets(
                 partition_mapping=dg.SpecificPartitionsPartitionMapping(fitted_on),
             )
         ],
-        code_version=sql_version(inspect.getsource(topics), inspect.getsource(text_models)),
+        code_version=sql_version(*map(inspect.getsource, sources), VECTORS),
         group_name="rollups",
         kinds={"scikitlearn", "mlflow"},
         owners=["team:ml"],
@@ -322,9 +384,11 @@ def assets(
                 return
             manifest, metadata = fit(topic_spec, context.run.run_id)
             context.log_event(dg.AssetMaterialization(TOPIC_MODEL, metadata=metadata))
-        model = load_model(model_store, manifest)
+        models = load_models(model_store, manifest)
         with store.connect() as connection:
-            for done, total in score_new_texts(connection, store, raw_reviews.sql, manifest, model):
+            for done, total in score_new_texts(
+                connection, store, raw_reviews.sql, manifest, models
+            ):
                 context.log.info(f"{done:,} of {total:,} new texts scored")
             for key in context.partition_keys:
                 metadata = reuse_metadata(connection, store.scan(REVIEWS.table, [key]).sql)
@@ -349,6 +413,7 @@ def topic_metadata(
         "distinct_texts": manifest.texts,
         "before": manifest.before,
         "reason": manifest.reason or "fitted",
+        "vectors": manifest.vectors if manifest.has_vectors else "none",
     }
     if manifest.words:
         rows = [[i, ", ".join(words)] for i, words in enumerate(manifest.words)]

@@ -52,15 +52,15 @@ class Settings(BaseSettings):
         10_000, ge=1, description="customers of the synthetic shop after 18 months"
     )
     seed: int = Field(7, ge=0, description="seed of everything that is drawn at random")
+    review_vectors: Literal["none", "lsa", "minilm"] = Field(
+        "none", description="how review texts become vectors, which are features then"
+    )
     allow_shrink: bool = Field(
         False, description="let a raw partition be replaced by one with fewer rows"
     )
     duckdb_memory_limit: str = Field("", description="e.g. 8GB; empty: 80 % of the machine")
     duckdb_temp_directory: Path | None = Field(None, description="where DuckDB spills")
     duckdb_threads: int = Field(0, ge=0, description="0: one per core")
-    minilm_dir: Path | None = Field(
-        None, description="folder of all-MiniLM-L6-v2, for text vectors of the method minilm"
-    )
     redis_url: str | None = Field(None, validation_alias=AliasChoices("REDIS_URL", "redis_url"))
     mlflow_tracking_uri: str | None = Field(
         None, validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri")
@@ -77,7 +77,7 @@ class Settings(BaseSettings):
         1000, ge=0, description="customers a caller reads per second and worker; 0: no limit"
     )
 
-    @field_validator("home", "input_dir", "duckdb_temp_directory", "minilm_dir")
+    @field_validator("home", "input_dir", "duckdb_temp_directory")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         # A run launched from another folder must find the same state.

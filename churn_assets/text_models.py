@@ -139,8 +139,8 @@ class TextModel:
             np.savez_compressed(file, kind=type(self).__name__, rules=RULES, **self._arrays())
 
     @classmethod
-    def load(cls, path: Path, **others: Any) -> Self:
-        """The inverse of `save`; `others` are fields that are no arrays.
+    def load(cls, path: Path) -> Self:
+        """The inverse of `save`.
 
         Raises:
             ValueError: It is another kind of model, or counts words by other rules.
@@ -155,13 +155,10 @@ class TextModel:
                 f"{path} is a {kind} with word rules {rules}, this code reads a {cls.__name__} "
                 f"with word rules {RULES}. Fit the model again, or use the release that wrote it."
             )
-        return cls(**arrays, **others)
+        return cls(**arrays)
 
     def _arrays(self) -> dict[str, Any]:
-        import numpy as np
-
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True, eq=False)

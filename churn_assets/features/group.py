@@ -91,6 +91,7 @@ class Feature:
         sensitive: Whether it says who the customer is rather than what they did. The service
             withholds it from callers without the right to see it.
         tolerance: How much it may drift; wider where it grows with the calendar.
+        method: How the summed values are made, where a setting decides: part of the version.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Feature:
     default: int | None = None
     sensitive: bool = False
     tolerance: Tolerance = Tolerance()
+    method: str = ""
 
     @property
     def column(self) -> Column:
@@ -189,7 +191,7 @@ class FeatureGroup:
         """Changes whenever the feature's definition does."""
         derived = self.derived.get(feature.source)
         parts = (feature.sql, str(feature.window), feature.dtype, str(feature.default))
-        return sql_version(*parts, derived.sql if derived else "")
+        return sql_version(*parts, derived.sql if derived else "", feature.method)
 
 
 # Expressions that recur in declarations

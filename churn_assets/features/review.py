@@ -13,7 +13,8 @@ from churn_assets.features.group import (
     total,
     whole_days_since,
 )
-from churn_assets.reviews import TOPIC_COLUMNS
+from churn_assets.reviews import TOPIC_COLUMNS, VECTOR_COLUMNS, VECTORS
+from churn_assets.tables import Column
 
 # A ratio of votes and a rating as decimals: sums of doubles depend on the order of summation.
 EXACT = "DECIMAL(28, 12)"
@@ -33,9 +34,14 @@ REVIEWS = Derived(
 )
 
 
-def _mean(name: str, column: str, unit: str, description: str) -> Feature:
+def _mean(name: str, column: str, unit: str, description: str, method: str = "") -> Feature:
     mean = ratio(total(column), f"count({column}) FILTER (WHERE {{window}})")
-    return Feature(name, mean, "reviews", EVER, "DOUBLE", unit, description)
+    return Feature(name, mean, "reviews", EVER, "DOUBLE", unit, description, method=method)
+
+
+def _mean_of_texts(column: Column, method: str = "") -> Feature:
+    described = column.description.replace("text", "texts")
+    return _mean(column.name, column.name, column.unit, described, method)
 
 
 REVIEW = FeatureGroup(
@@ -58,10 +64,8 @@ REVIEW = FeatureGroup(
         _mean("avg_helpful_ratio", "helpful_ratio", "share", "Mean share of helpful votes"),
         _mean("avg_text_length", "text_length", "code points", "Mean length of the text"),
         _mean("avg_sentiment_score", "sentiment_score", "-1 to 1", "Mean VADER compound score"),
-        *(
-            _mean(column.name, column.name, "share", column.description.replace("text", "texts"))
-            for column in TOPIC_COLUMNS
-        ),
+        *(_mean_of_texts(column) for column in TOPIC_COLUMNS),
+        *(_mean_of_texts(column, VECTORS) for column in VECTOR_COLUMNS),
         Feature(
             "last_review_days",
             whole_days_since("max(review_us) FILTER (WHERE {window})"),

@@ -454,18 +454,21 @@ def write_views(store: OfflineStore, path: Path) -> None:
 
 
 def create_views(connection: "DuckDBPyConnection", store: OfflineStore) -> None:
-    """A view per table over whatever partitions it has, empty but typed where it has none."""
+    """A view per table over whatever partitions it has, empty but typed where it has none.
+
+    A declared column is NULL in partitions that were made before it was declared.
+    """
     for table in store.tables.values():
         depth = "*/" if table.partitioned_by else ""
         pattern = store.root / table.name / f"{depth}part-0.parquet"
         present = any((store.root / table.name).glob(f"{depth}part-0.parquet"))
         columns = ", ".join(table.column_names)
-        body = (
-            f"SELECT {columns} FROM read_parquet('{quoted(pattern)}', hive_partitioning = false, "
-            "union_by_name = true)"
-            if present
-            else table.empty()
-        )
+        body = table.empty()
+        if present:
+            body = (
+                f"SELECT {columns} FROM ({body} UNION ALL BY NAME FROM read_parquet("
+                f"'{quoted(pattern)}', hive_partitioning = false, union_by_name = true))"
+            )
         connection.execute(f"CREATE OR REPLACE VIEW {table.name} AS {body}")
 
 
