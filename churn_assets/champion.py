@@ -141,13 +141,22 @@ def choose_champion(
     model_store: ModelStore,
     cutoff: dt.date,
     economics: Economics,
+    models: Sequence[str] = MODELS,
 ) -> tuple[Champion, Decision]:
     """Grade the previous champion on this cutoff's hold-out and decide against the candidates.
+
+    Args:
+        calendar: The cutoffs.
+        store: Has the hold-out's rows.
+        model_store: Has the models and decisions.
+        cutoff: The cutoff of the decision.
+        economics: Decides the threshold.
+        models: The kinds that are candidates.
 
     Raises:
         FileNotFoundError: One of the candidates was not trained yet.
     """
-    candidates = {name: model_store.manifest(name, cutoff.isoformat()) for name in MODELS}
+    candidates = {name: model_store.manifest(name, cutoff.isoformat()) for name in models}
     holdout = mature_at(calendar, cutoff)[-1]
     rows = training_rows(store, [holdout])
     incumbent = _incumbent(calendar, model_store, calendar.shift(cutoff, -1), rows.features)
@@ -197,7 +206,12 @@ def _incumbent(
     try:
         manifest = champion_of(calendar, model_store, previous)
         model = model_store.load(manifest, feature_versions())
-    except (ChampionReplaced, FeatureMismatch, FileNotFoundError) as error:
+    except (
+        ChampionReplaced,
+        FeatureMismatch,
+        FileNotFoundError,
+        ModuleNotFoundError,  # a kind whose package is gone
+    ) as error:
         return Incumbent(None, remark=f"The champion of {previous} cannot be used: {error}")
     return Incumbent(manifest, model.probabilities(holdout))
 
@@ -246,7 +260,11 @@ def decision_rows(
 
 
 def assets(
-    calendar: Calendar, store: OfflineStore, tracking: Tracking, economics: Economics
+    calendar: Calendar,
+    store: OfflineStore,
+    tracking: Tracking,
+    economics: Economics,
+    models: Sequence[str] = MODELS,
 ) -> list[dg.AssetsDefinition]:
     """The champion of a cutoff."""
     model_store = ModelStore(store.home)
@@ -255,7 +273,7 @@ def assets(
         description=__doc__,
         # Not on its own previous partition, which it reads from disk where it is there: Dagster's
         # backfill daemon never gets past an asset that depends on itself.
-        deps=[dg.AssetDep(name, partition_mapping=calendar.same_cutoff) for name in MODELS],
+        deps=[dg.AssetDep(name, partition_mapping=calendar.same_cutoff) for name in models],
         partitions_def=calendar.scored_cutoffs,
         backfill_policy=dg.BackfillPolicy.single_run(),
         code_version=sql_version(inspect.getsource(promotion)),
@@ -273,7 +291,7 @@ def assets(
         for key in sorted(context.partition_keys):
             began = time.monotonic()
             champion, decision = choose_champion(
-                calendar, store, model_store, parse_key(key), economics
+                calendar, store, model_store, parse_key(key), economics, models
             )
             text = json.dumps(asdict(champion), indent=2)
             model_store.write_text(model_store.folder(CHAMPION_MODEL.name, key) / MANIFEST, text)
@@ -285,8 +303,8 @@ def assets(
                     CHALLENGER: challenger or None,
                 },
             )
-            models = [(graded.model, graded.cutoff.isoformat()) for graded in decision.graded]
-            versions = {model: model_store.manifest(*model).version for model in models}
+            graded = [(g.model, g.cutoff.isoformat()) for g in decision.graded]
+            versions = {model: model_store.manifest(*model).version for model in graded}
             decided = decision_rows(champion, decision, versions)
             rows.extend(decided)
             metadata = champion_metadata(champion, decided) | {

@@ -26,6 +26,7 @@ from churn_assets import (
     truth,
 )
 from churn_assets import features as feature_groups
+from churn_assets.estimators import ESTIMATORS, EXTRA_ESTIMATORS
 from churn_assets.settings import Settings, SettingsError
 from churn_assets.sources import open_source
 from churn_assets.sources.synthetic import Synthetic
@@ -80,6 +81,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     source = open_source(settings)
     tracking = Tracking(settings.home, settings.mlflow_tracking_uri)
     economics = settings.economics()
+    kinds = (*ESTIMATORS, *(EXTRA_ESTIMATORS[name] for name in settings.extra_models))
     raw_assets = raw.assets(calendar, source, store)
     assets = [
         *raw_assets,
@@ -88,8 +90,8 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         *feature_groups.assets(calendar),
         *labels.assets(calendar, settings.seed),
         *training.assets(calendar),
-        *models.assets(calendar, store, tracking, economics, settings.seed),
-        *champion.assets(calendar, store, tracking, economics),
+        *models.assets(calendar, store, tracking, economics, settings.seed, kinds, settings.tuning),
+        *champion.assets(calendar, store, tracking, economics, [kind.name for kind in kinds]),
         *predictions.assets(calendar, store),
         *online.assets(calendar),
         *performance.assets(

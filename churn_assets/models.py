@@ -1,4 +1,4 @@
-"""Models: four kinds per cutoff, each trained on the cutoffs whose labels were mature by then.
+"""Models: several kinds per cutoff, each trained on the cutoffs whose labels were mature by then.
 
 Grain: one model per kind and scored cutoff `C`. The hold-out `H` is the newest mature cutoff. A
 model is fitted on the cutoffs that were mature at `H` (the embargo: their labels end before the
@@ -16,12 +16,12 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from churn_assets import estimators
+from churn_assets import estimators, tuning
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.estimators import ESTIMATORS, Estimator, FittedModel, Rows, Trial, fit, trial
 from churn_assets.evaluation import Evaluation, evaluate
@@ -33,6 +33,7 @@ from churn_assets.stores.offline import OfflineStore, Scan, provenances
 from churn_assets.tables import Column, markdown, sql_version
 from churn_assets.tracking import Tracking
 from churn_assets.training import TRAINING_DATASET
+from churn_assets.tuning import Fold, Tuning, describe, tune
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,12 +57,14 @@ class TrainingPlan:
         fit: The cutoffs of the fit that is graded.
         holdout: The cutoff it is graded on.
         refit: The cutoffs of the fit that is kept, the hold-out included.
+        folds: For tuning: each of `fit`, with those of them that were mature there.
     """
 
     cutoff: dt.date
     fit: tuple[dt.date, ...]
     holdout: dt.date
     refit: tuple[dt.date, ...]
+    folds: tuple[Fold, ...] = ()
 
     @property
     def needed(self) -> list[str]:
@@ -92,7 +95,9 @@ def training_plan(calendar: Calendar, cutoff: dt.date) -> TrainingPlan:
             f"cutoff with a model is {calendar.first_scored}. Ask for that one or a later one, or "
             "set CHURN_START earlier."
         )
-    return TrainingPlan(cutoff, fitted, refit[-1], refit)
+    known = {day: [c for c in mature_at(calendar, day) if c in fitted] for day in fitted}
+    folds = tuple(Fold(tuple(before), day) for day, before in known.items() if before)
+    return TrainingPlan(cutoff, fitted, refit[-1], refit, folds)
 
 
 def require_mature(calendar: Calendar, manifest: Manifest, cutoff: dt.date) -> None:
@@ -166,6 +171,7 @@ def train(
         metrics=grade(holdout.churned, tried.probabilities, economics),
         threshold=economics.threshold,
         rounds=tried.rounds,
+        tuned=estimator.parameters,
         rows=len(rows),
         rows_digest=rows_digest(rows),
         typical=typical_values(rows.features, columns),
@@ -196,22 +202,27 @@ def train_all(
     economics: Economics,
     horizon_days: int,
     seed: int,
-) -> Iterator[tuple[Trained, Evaluation]]:
-    """Train and evaluate one kind of model for several cutoffs, in their order and on all cores.
+    candidates: int = 0,
+) -> Iterator[tuple[Trained, Evaluation, Tuning]]:
+    """Tune, train and evaluate one kind of model for several cutoffs, in order and on all cores.
 
     A fit uses one thread, so that its sums do not depend on their number; cutoffs are independent
     of each other, so they share the cores instead.
     """
     from joblib import Parallel, cpu_count, delayed
 
-    def train_cutoff(plan: TrainingPlan) -> tuple[Trained, Evaluation]:
+    def train_cutoff(plan: TrainingPlan) -> tuple[Trained, Evaluation, Tuning]:
         @cache
         def read(cutoffs: tuple[dt.date, ...]) -> Rows:
             return training_rows(store, cutoffs)
 
-        trained = train(estimator, columns, plan, read, economics, seed)
+        tuned = tune(
+            estimator, columns, plan.folds, partial(training_rows, store), candidates, seed
+        )
+        chosen = replace(estimator, parameters=tuned.parameters)
+        trained = train(chosen, columns, plan, read, economics, seed)
         evaluation = evaluate(
-            estimator,
+            chosen,
             trained.model,
             read(plan.fit),
             read((plan.holdout,)),
@@ -221,10 +232,10 @@ def train_all(
             seed,
             subject=f"{estimator.name} of {plan.cutoff}, hold-out {plan.holdout}",
         )
-        return trained, evaluation
+        return trained, evaluation, tuned
 
     workers = Parallel(n_jobs=min(len(plans), cpu_count()), return_as="generator")
-    trained: Iterator[tuple[Trained, Evaluation]] = workers(
+    trained: Iterator[tuple[Trained, Evaluation, Tuning]] = workers(
         delayed(train_cutoff)(plan) for plan in plans
     )
     return trained
@@ -262,8 +273,10 @@ def assets(
     tracking: Tracking,
     economics: Economics,
     seed: int,
+    kinds: Sequence[Estimator] = ESTIMATORS,
+    candidates: int = 0,
 ) -> list[dg.AssetsDefinition]:
-    """One asset per kind of model."""
+    """One asset per kind of model; see `tuning.tune` for the candidates."""
     model_store = ModelStore(store.home)
     columns = feature_columns()
 
@@ -278,9 +291,10 @@ def assets(
                 inspect.getsource(estimators),
                 f"{economics} {seed} {calendar.training_cutoffs} {MOST_TRAINING_ROWS}",
                 *(f"{name} {version}" for name, version in feature_versions().items()),
+                *([inspect.getsource(tuning), str(candidates)] if candidates else []),
             ),
             group_name="models",
-            kinds={"xgboost" if "xgboost" in estimator.name else "scikitlearn", "mlflow"},
+            kinds={estimator.library.replace("-", ""), "mlflow"},
             owners=["team:ml"],
             tags={"layer": "models"},
         )
@@ -289,9 +303,9 @@ def assets(
             made_from = provenances(store, calendar, context)
             began = time.monotonic()
             trained = train_all(
-                estimator, columns, plans, store, economics, calendar.horizon_days, seed
+                estimator, columns, plans, store, economics, calendar.horizon_days, seed, candidates
             )
-            for key, (made, evaluation) in zip(context.partition_keys, trained, strict=True):
+            for key, (made, evaluation, tuned) in zip(context.partition_keys, trained, strict=True):
                 manifest = replace(made.manifest, provenance=made_from(key))
                 manifest = model_store.write(manifest, made.model, made.holdout)
                 run_id = tracking.record(
@@ -304,6 +318,12 @@ def assets(
                 seconds, began = time.monotonic() - began, time.monotonic()
                 metadata = model_metadata(manifest, evaluation, tracking, run_id)
                 metadata |= {"seconds": seconds}
+                if tuned.summary:
+                    context.log.info(f"{estimator.name} {key}: {tuned.summary}")
+                    metadata |= {
+                        "tuning": tuned.summary,
+                        "tuning/candidates": dg.MetadataValue.md(tuning.table(tuned)),
+                    }
                 context.add_asset_metadata(metadata, partition_key=key)
                 auc = manifest.metrics.get("roc_auc")
                 context.log.info(
@@ -313,7 +333,7 @@ def assets(
 
         return model
 
-    return [model_asset(estimator) for estimator in ESTIMATORS]
+    return [model_asset(estimator) for estimator in kinds]
 
 
 def parameters(manifest: Manifest, model: FittedModel) -> dict[str, object]:
@@ -325,6 +345,7 @@ def parameters(manifest: Manifest, model: FittedModel) -> dict[str, object]:
         "rows": manifest.rows,
         "seed": manifest.seed,
         "threshold": manifest.threshold,
+        "tuned": describe(manifest.tuned),
     }
 
 
@@ -346,6 +367,7 @@ def model_metadata(
         "threshold": manifest.threshold,
         "training_rows": manifest.rows,
         "rounds": manifest.rounds,
+        "hyperparameters": describe(manifest.tuned),
         "training_cutoffs": ", ".join(manifest.training_cutoffs),
         "holdout": manifest.holdout,
         "model_version": manifest.version,

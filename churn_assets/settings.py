@@ -5,6 +5,7 @@ both with a message that names the variable. Nothing else in the package reads t
 """
 
 import datetime as dt
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,6 +44,12 @@ class Settings(BaseSettings):
     horizon_days: int = Field(28, ge=1, le=730, description="how far labels look ahead")
     lookback_days: int = Field(90, ge=1, le=730, description="activity window and population rule")
     training_cutoffs: int = Field(12, ge=1, le=1000, description="cutoffs a model is trained on")
+    extra_models: Annotated[tuple[Literal["lightgbm", "catboost"], ...], NoDecode] = Field(
+        (), description="kinds of model beside the four; each is an extra to install"
+    )
+    tuning: int = Field(
+        0, ge=0, le=1000, description="candidates that are tried beside the defaults; 0: none"
+    )
     customer_value: float = Field(60.0, gt=0, description="margin of a customer who stays")
     contact_cost: float = Field(6.0, ge=0, description="cost of contacting a customer")
     save_rate: float = Field(
@@ -82,6 +89,24 @@ class Settings(BaseSettings):
     def _absolute(cls, path: Path | None) -> Path | None:
         # A run launched from another folder must find the same state.
         return path if path is None or "://" in str(path) else path.expanduser().absolute()
+
+    @field_validator("extra_models", mode="before")
+    @classmethod
+    def _separated(cls, names: object) -> object:
+        if not isinstance(names, str):
+            return names
+        return tuple(dict.fromkeys(n.strip() for n in names.split(",") if n.strip()))
+
+    @field_validator("extra_models")
+    @classmethod
+    def _installed(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        missing = ",".join(name for name in names if find_spec(name) is None)
+        if missing:
+            raise ValueError(
+                f"{missing} is not installed. Run `pip install 'churn-assets[{missing}]'`, or "
+                "leave it out of CHURN_EXTRA_MODELS"
+            )
+        return names
 
     @field_validator("end", mode="before")
     @classmethod

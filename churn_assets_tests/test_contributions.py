@@ -20,9 +20,9 @@ from churn_assets.metrics import Economics
 from churn_assets.models import feature_versions, train, training_plan
 from churn_assets.stores.models import ModelStore
 from churn_assets.tables import Column
-from churn_assets_tests.test_models import CALENDAR, COLUMNS, rows
+from churn_assets_tests.test_models import CALENDAR, COLUMNS, INSTALLED, rows
 
-KINDS = {estimator.name.removesuffix("_model"): estimator for estimator in ESTIMATORS}
+KINDS = {estimator.name.removesuffix("_model"): estimator for estimator in INSTALLED}
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 # One feature's name continues in the other's categories, and a category is rare.

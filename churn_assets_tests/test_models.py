@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,18 @@ import dagster as dg
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import log_loss
 from threadpoolctl import threadpool_limits
 
 from churn_assets import estimators, models
 from churn_assets.cutoffs import Cadence, Calendar, parse_key
-from churn_assets.definitions import TABLES
-from churn_assets.estimators import ESTIMATORS, Estimator, Rows, fit, trial
+from churn_assets.definitions import TABLES, build_definitions
+from churn_assets.estimators import ESTIMATORS, EXTRA_ESTIMATORS, Estimator, Rows, fit, trial
 from churn_assets.features import GROUPS, feature_columns
 from churn_assets.metrics import Economics, grade
 from churn_assets.models import MODELS, Trained, feature_versions, train, training_plan
 from churn_assets.predictions import CHURN_PREDICTIONS
+from churn_assets.settings import Settings, SettingsError
 from churn_assets.stores.models import FeatureMismatch, Manifest, ModelStore
 from churn_assets.stores.offline import OfflineStore, duckdb_config
 from churn_assets.tables import Column
@@ -34,7 +38,29 @@ from churn_assets_tests.conftest import make_settings
 
 CALENDAR = Calendar(start=dt.date(2025, 1, 1), end=dt.datetime(2025, 12, 10, tzinfo=dt.UTC))
 COLUMNS = feature_columns()
-EVERY_ESTIMATOR = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: e.name)
+INSTALLED = (*ESTIMATORS, *(e for name, e in EXTRA_ESTIMATORS.items() if find_spec(name)))
+
+
+def each(*choice: Estimator) -> pytest.MarkDecorator:
+    """A test per estimator; one of an extra that is not installed is skipped, and says so."""
+    return pytest.mark.parametrize(
+        "estimator",
+        [
+            pytest.param(
+                e,
+                id=e.name,
+                marks=pytest.mark.skipif(
+                    e not in INSTALLED, reason=f"needs churn-assets[{e.library}]"
+                ),
+            )
+            for e in choice
+        ],
+    )
+
+
+EVERY = (*ESTIMATORS, *EXTRA_ESTIMATORS.values())
+EVERY_ESTIMATOR = each(*EVERY)
+EVERY_BOOSTING = each(*(e for e in EVERY if e.early_stopping))
 
 
 def made_up(columns: list[Column], customers: int, seed: int) -> pd.DataFrame:
@@ -173,11 +199,12 @@ def test_results_do_not_depend_on_threads(estimator: Estimator):
 
 @EVERY_ESTIMATOR
 def test_no_classifier_shares_float_sums_between_threads(estimator: Estimator):
-    classifier = fit(estimator, COLUMNS, rows(), 7, 20).pipeline["classifier"]
-    assert classifier.get_params().get("n_jobs", 1) in (1, None)
+    parameters = fit(estimator, COLUMNS, rows(), 7, 20).pipeline["classifier"].get_params()
+    threads = parameters.get("thread_count", parameters.get("n_jobs", 1))
+    assert threads in (1, None)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS[1:], ids=lambda e: e.name)
+@each(*EVERY[1:])
 def test_the_seed_is_used(estimator: Estimator):
     p, q = (
         fit(estimator, COLUMNS, rows(), seed, 30).probabilities(rows(seed=1).features)
@@ -201,7 +228,7 @@ def versions_of_all_models(home: Path) -> list[str]:
             ModelStore(home),
             train(estimator, COLUMNS, plan, lambda _: next(read), Economics(), 7),
         ).version
-        for estimator in ESTIMATORS
+        for estimator in INSTALLED
     ]
 
 
@@ -219,9 +246,18 @@ def test_another_process_makes_the_same_versions(tmp_path: Path):
 # Odd data has a clear outcome
 
 
-def test_early_stopping_stops_early():
-    boosted = ESTIMATORS[-1]
-    assert 1 <= trial(boosted, COLUMNS, rows(), rows(seed=1), 7).rounds < estimators.MAX_ROUNDS
+@EVERY_BOOSTING
+def test_early_stopping_stops_where_the_hold_out_is_best(estimator: Estimator):
+    training, holdout = rows(), rows(seed=1)
+    tried = trial(estimator, COLUMNS, training, holdout, 7)
+    assert 1 < tried.rounds < estimators.MAX_ROUNDS
+
+    def said(rounds: int) -> np.ndarray:
+        return fit(estimator, COLUMNS, training, 7, rounds).probabilities(holdout.features)
+
+    losses = {n: log_loss(holdout.churned, said(tried.rounds + n)) for n in (-1, 0, 1)}
+    assert min(losses, key=lambda n: losses[n]) == 0
+    assert said(tried.rounds) == pytest.approx(tried.probabilities, abs=1e-6)
 
 
 @EVERY_ESTIMATOR
@@ -297,6 +333,7 @@ def test_what_is_read_back_predicts_the_same(estimator: Estimator, tmp_path: Pat
     trained = train(estimator, COLUMNS, plan, lambda _: rows(), Economics(), 7)
     model, written = trained.model, write(store, trained)
     assert written == store.manifest(estimator.name, "2025-06-01")
+    assert written.libraries[estimator.library] == version(estimator.library)
     loaded = store.load(written, feature_versions())
     new = rows(seed=1).features
     assert np.array_equal(loaded.probabilities(new), model.probabilities(new))
@@ -334,6 +371,18 @@ def test_a_killed_write_leaves_the_previous_model(tmp_path: Path, monkeypatch: p
     assert folders == {second.version, third.version}
 
 
+@each(*EXTRA_ESTIMATORS.values())
+def test_a_model_whose_library_is_gone_says_how_to_get_it(
+    estimator: Estimator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store, plan = ModelStore(tmp_path), training_plan(CALENDAR, dt.date(2025, 6, 1))
+    written = write(store, train(estimator, COLUMNS, plan, lambda _: rows(), Economics(), 7))
+    # As Python has it for a module that cannot be found.
+    monkeypatch.setitem(sys.modules, estimator.library, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"churn-assets\[{estimator.library}\]"):
+        store.load(written, feature_versions())
+
+
 def test_a_missing_model_says_how_to_make_it(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="churn backfill --stage models"):
         ModelStore(tmp_path).manifest(MODELS[0], "2025-06-01")
@@ -355,3 +404,40 @@ def test_models_depend_on_mature_training_data_only(tmp_path: Path):
         assert isinstance(mapping, dg.TimeWindowPartitionMapping)
         assert mapping.end_offset == -CALENDAR.lag
         assert asset.backfill_policy == dg.BackfillPolicy.single_run()
+
+
+# Extra kinds
+
+
+def test_an_extra_that_is_not_installed_stops_the_start(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CHURN_EXTRA_MODELS", "catboost,lightgbm")
+    for name in EXTRA_ESTIMATORS:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        SettingsError, match=r"EXTRA_MODELS.*pip install 'churn-assets\[catboost,lightgbm\]'"
+    ):
+        Settings.read()
+
+
+@pytest.mark.parametrize("wrong", ["lightgbm;catboost", "xgboost"])
+def test_an_unknown_kind_stops_the_start(wrong: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CHURN_EXTRA_MODELS", wrong)
+    with pytest.raises(SettingsError, match=r"EXTRA_MODELS.*'lightgbm' or 'catboost'"):
+        Settings.read()
+
+
+@each(*EXTRA_ESTIMATORS.values())
+def test_an_extra_kind_races_with_the_others(
+    estimator: Estimator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CHURN_EXTRA_MODELS", f"{estimator.library}, {estimator.library},")
+    names = Settings.read().extra_models
+    assert names == (estimator.library,)
+    defs = build_definitions(make_settings(tmp_path, extra_models=names))
+    graph = defs.resolve_asset_graph()
+    key = dg.AssetKey(estimator.name)
+    assert {dg.AssetKey(m) for m in (*MODELS, estimator.name)} == graph.get(
+        dg.AssetKey("champion_model")
+    ).parent_keys
+    assert key in defs.resolve_job_def("models").asset_layer.selected_asset_keys
+    assert graph.get(key).kinds == {estimator.library, "mlflow"}

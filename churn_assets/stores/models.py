@@ -7,9 +7,10 @@ leaves the previous one. The version that was just replaced stays until the next
 are about to open it.
 
 scikit-learn pipelines are written by skops: a pickle would run whatever it contains when it is
-opened, skops builds only the types named here. XGBoost has a format of its own that later versions
-still read. Both formats differ from write to write (skops writes memory addresses), so the version
-is a digest of what the model says and of the manifest: equal data, seed and libraries reproduce it.
+opened, skops builds only the types named here. XGBoost, LightGBM and CatBoost have formats of their
+own that later versions still read. The formats differ from write to write (skops writes memory
+addresses), so the version is a digest of what the model says and of the manifest: equal data, seed
+and libraries reproduce it.
 """
 
 import datetime as dt
@@ -20,11 +21,12 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from churn_assets.cutoffs import parse_key
-from churn_assets.estimators import FittedModel
+from churn_assets.estimators import EXTRA_ESTIMATORS, FittedModel
 from churn_assets.tables import Column
 
 if TYPE_CHECKING:
@@ -33,7 +35,12 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 PIPELINE = "pipeline.skops"
-BOOSTER = "classifier.ubj"
+# The file of a classifier with a format of its own, by the package of its class.
+CLASSIFIERS = {
+    "xgboost": "classifier.ubj",
+    "lightgbm": "classifier.txt",
+    "catboost": "classifier.cbm",
+}
 HOLDOUT = "holdout.npy"
 TRUSTED_TYPES = [
     "churn_assets.estimators.signed_log",
@@ -61,6 +68,7 @@ class Manifest:
         metrics: See `churn_assets.metrics.grade`; of that earlier fit.
         threshold: The probability from which a customer counts as CHURN RISK.
         rounds: Boosting rounds; 0 without boosting.
+        tuned: Hyperparameters that tuning chose; empty where the defaults were kept.
         rows: Training rows.
         rows_digest: Digest of their features and labels.
         typical: Median of each number among them, for comparison in reasons.
@@ -86,6 +94,7 @@ class Manifest:
     fallback: str
     libraries: Mapping[str, str] = field(default_factory=dict)
     state: str = ""
+    tuned: Mapping[str, Any] = field(default_factory=dict)
     rows_digest: str = ""
     typical: Mapping[str, float] = field(default_factory=dict)
     version: str = ""
@@ -133,7 +142,7 @@ class ModelStore:
             _write_pipeline(model.pipeline, folder)
             np.save(folder / HOLDOUT, [] if holdout is None else holdout, allow_pickle=False)
 
-        manifest = replace(manifest, libraries=libraries())
+        manifest = replace(manifest, libraries=libraries(model.pipeline))
         content = json.dumps(asdict(replace(manifest, provenance={})), sort_keys=True)
         manifest = replace(manifest, version=hashlib.sha256(content.encode()).hexdigest()[:16])
         self.publish(
@@ -258,12 +267,9 @@ def read_artefact(folder: Path) -> FittedModel:
 
     manifest = Manifest.from_json((folder / MANIFEST).read_text())
     pipeline = skops.io.load(folder / PIPELINE, trusted=TRUSTED_TYPES)
-    if (folder / BOOSTER).exists():
-        from xgboost import XGBClassifier
-
-        classifier = XGBClassifier(n_jobs=1)
-        classifier.load_model(folder / BOOSTER)
-        pipeline.steps.append(("classifier", classifier))
+    for package, file in CLASSIFIERS.items():
+        if (folder / file).exists():
+            pipeline.steps.append(("classifier", _read_classifier(package, folder / file)))
     return FittedModel(manifest.columns, pipeline, manifest.fallback)
 
 
@@ -274,10 +280,44 @@ def _write_pipeline(pipeline: Any, folder: Path) -> None:
     from sklearn.pipeline import Pipeline
 
     compressed = {"compression": zipfile.ZIP_DEFLATED, "compresslevel": 1}
-    if isinstance(pipeline, Pipeline) and hasattr(pipeline["classifier"], "get_booster"):
-        pipeline["classifier"].save_model(folder / BOOSTER)
+    if isinstance(pipeline, Pipeline) and (package := package_of(pipeline[-1])) in CLASSIFIERS:
+        classifier = pipeline[-1].booster_ if package == "lightgbm" else pipeline[-1]
+        classifier.save_model(folder / CLASSIFIERS[package])
         pipeline = pipeline[:-1]
     skops.io.dump(pipeline, folder / PIPELINE, **compressed)
+
+
+def _read_classifier(package: str, file: Path) -> Any:
+    """A classifier from its own format.
+
+    Raises:
+        ModuleNotFoundError: Its package is not installed.
+    """
+    try:
+        library = import_module(package)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{file.parent} was trained by {package}, which is not installed. Run `pip install "
+            f"'churn-assets[{package}]'`."
+        ) from error
+    if package == "lightgbm":
+        text = file.read_text()
+        columns = library.Booster(model_str=text).num_feature()
+        # Only a booster can be read, and a classifier has one once it is fitted on anything.
+        classifier = library.LGBMClassifier(n_estimators=1, n_jobs=1, verbosity=-1)
+        classifier.fit([[0.0] * columns] * 2, [0, 1]).booster_.model_from_string(text)
+        return classifier
+    if package == "xgboost":
+        classifier = library.XGBClassifier(n_jobs=1)
+    else:
+        classifier = library.CatBoostClassifier(thread_count=1)
+    classifier.load_model(file)
+    return classifier
+
+
+def package_of(classifier: Any) -> str:
+    """The package that a classifier is from, found without importing any."""
+    return type(classifier).__module__.partition(".")[0]
 
 
 def _move(staged: Path, target: Path) -> None:
@@ -293,11 +333,14 @@ def _move(staged: Path, target: Path) -> None:
         shutil.rmtree(staged)
 
 
-def libraries() -> dict[str, str]:
-    """Versions of the libraries that decide what a fit gives."""
+def libraries(pipeline: Any) -> dict[str, str]:
+    """Versions of the libraries that decide what a fit of the pipeline gives."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("numpy", "pandas", "scikit-learn", "xgboost")}
+    names = ["numpy", "pandas", "scikit-learn", "xgboost"]
+    if hasattr(pipeline, "steps") and (own := package_of(pipeline[-1])) in EXTRA_ESTIMATORS:
+        names.append(own)
+    return {name: version(name) for name in names}
 
 
 class _ScoringModel:
