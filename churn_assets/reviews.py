@@ -288,12 +288,14 @@ def score_new_texts(
 
 
 def _keep(connection: "DuckDBPyConnection", store: OfflineStore, folder: Path) -> None:
-    """Publish `scored_chunk` as one more file; a text that two runs score has equal rows."""
-    name = f"{uuid.uuid4().hex}.parquet"
-    staged = store.staging_folder() / name
+    """Publish `scored_chunk` as one more file, named by its texts: equal ones have equal rows."""
+    staged = store.staging_folder() / f"{uuid.uuid4().hex}.parquet"
     connection.execute(f"COPY scored_chunk TO '{quoted(staged)}' (FORMAT parquet)")
+    [(name,)] = connection.execute(
+        "SELECT sha256(string_agg(text_hash, '' ORDER BY text_hash)) FROM scored_chunk"
+    ).fetchall()
     folder.mkdir(parents=True, exist_ok=True)
-    staged.replace(folder / name)
+    staged.replace(folder / f"{name}.parquet")
 
 
 def scored_reviews_query(reviews: str) -> str:
