@@ -22,7 +22,7 @@ setup: .venv/installed  ## only the installation, exact versions from requiremen
 	touch $@
 
 test: .venv/installed-dev  ## install what tests need and run them all
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed-dev  ## lint, format, types
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from churn_assets.features import GROUPS
 from churn_assets.features.group import group_query
 from churn_assets.features.profile import PROFILE
+from churn_assets.features.review import REVIEW
 from churn_assets.labels import churn_labels_query
 from churn_assets.rollups import ROLLUPS
 from churn_assets_tests import brute_force
@@ -29,8 +30,8 @@ from churn_assets_tests.brute_force import DAY, TYPES, Event, instant
 
 CUTOFFS = [dt.date(2024, 3, 1), dt.date(2024, 4, 1), dt.date(2024, 5, 1)]
 HORIZON = 28
-# Profiles come from no events: see test_profile.
-EVENT_GROUPS = [group for group in GROUPS if group is not PROFILE]
+# Profiles and reviews come from no events: see test_profile and test_reviews.
+EVENT_GROUPS = [group for group in GROUPS if group not in (PROFILE, REVIEW)]
 MICROSECOND = dt.timedelta(microseconds=1)
 
 ARROW_EVENTS = pa.schema(

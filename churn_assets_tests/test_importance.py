@@ -9,13 +9,13 @@ from threadpoolctl import threadpool_limits
 from churn_assets import importance as module
 from churn_assets.estimators import ESTIMATORS, Estimator, FittedModel, fit
 from churn_assets.importance import importance
-from churn_assets_tests.test_models import COLUMNS, EVERY_ESTIMATOR, rows
+from churn_assets_tests.test_models import COLUMNS, EVERY_ESTIMATOR, INSTALLED, rows
 
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, FittedModel]:
     """Every kind of model of the made-up shop, where recency decides and nothing else does."""
-    return {e.name: fit(e, COLUMNS, rows(), 7, 30) for e in ESTIMATORS}
+    return {e.name: fit(e, COLUMNS, rows(), 7, 30) for e in INSTALLED}
 
 
 @EVERY_ESTIMATOR

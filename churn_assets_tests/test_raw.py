@@ -576,7 +576,10 @@ def test_a_second_run_gives_byte_equal_files(run: Run) -> None:
 
 def test_slice_by_slice_gives_byte_equal_files(run: Run, sliced: Settings) -> None:
     """Else the digests that show stale partitions change although the data did not."""
-    assert files(sliced) == files(run[0])
+    found, wanted = files(sliced), files(run[0])
+    # Reviews wait unscored until there are the slices of their topic model.
+    assert all(name.startswith("scored_reviews/") for name in set(wanted) - set(found))
+    assert found == {name: content for name, content in wanted.items() if name in found}
 
 
 def test_pending_rows_are_counted_in_the_newest_slice(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ class Scorer:
         self._parts = [
             _OneHot(part, names) if name == "categories" else _Numbers(part, names)
             for name, part, names in model.pipeline["inputs"].transformers_
-            if names
+            if names and part != "drop"  # what no training row had
         ]
 
     def probabilities(self, rows: Sequence[Mapping[str, Any]]) -> "np.ndarray":
