@@ -147,12 +147,12 @@ def feature_importance(values: Mapping[str, float], subject: str) -> "Figure":
         return _sentence("Feature importance", subject, why)
     figure, axes = _figure("Feature importance", subject, height=6)
     largest = sorted(values.items(), key=lambda item: -item[1])[:MOST_BARS]
-    names, losses = zip(*reversed(largest), strict=True)
-    axes.barh(names, losses, color=BLUE)
+    names, sizes = zip(*reversed(largest), strict=True)
+    axes.barh(names, sizes, color=BLUE)
     axes.axvline(0, color=GREY, linewidth=1)
     rest = len(values) - len(largest)
     axes.set(
-        xlabel="loss of AUC when the feature is shuffled among customers"
+        xlabel="mean size of its contribution to what the model says of a customer"
         + (f"\n{rest} more features matter less" if rest else "")
     )
     axes.grid(visible=False, axis="y")
