@@ -3,6 +3,10 @@
 A customer without a review has NULLs and a count of 0. A mean leaves out reviews without its value.
 """
 
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
 from churn_assets.cutoffs import DAY_US
 from churn_assets.features.group import (
     EVER,
@@ -14,7 +18,11 @@ from churn_assets.features.group import (
     whole_days_since,
 )
 from churn_assets.reviews import TOPIC_COLUMNS, VECTOR_COLUMNS, VECTORS
-from churn_assets.tables import Column
+from churn_assets.stores.offline import Scan
+from churn_assets.tables import Column, markdown
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
 
 # A ratio of votes and a rating as decimals: sums of doubles depend on the order of summation.
 EXACT = "DECIMAL(28, 12)"
@@ -44,10 +52,39 @@ def _mean_of_texts(column: Column, method: str = "") -> Feature:
     return _mean(column.name, column.name, column.unit, described, method)
 
 
+def describe(connection: "DuckDBPyConnection", rows: Scan) -> dict[str, Any]:
+    """What Dagster shows of a cutoff: who has reviews, their sentiment and topics, and a sample.
+
+    The words of each topic are on the page of `scored_reviews`.
+    """
+    from churn_assets.plots import markdown_image, png, sentiment_histogram
+
+    table = connection.sql(f"FROM {rows.sql} WHERE total_reviews > 0 ORDER BY customer_id")
+    reviewers = table.to_arrow_table()
+    scores = reviewers["avg_sentiment_score"].drop_null().to_numpy()
+    if not len(scores):
+        return {"customers_with_reviews": len(reviewers)}
+    picture = png(sentiment_histogram(scores, f"means of {len(scores):,} customers"))
+    topics = [column.name for column in TOPIC_COLUMNS]
+    shares = connection.execute(
+        f"SELECT {', '.join(f'avg({name})' for name in topics)} FROM {rows.sql}"
+    ).fetchall()[0]
+    known = [[i, f"{share:.1%}"] for i, share in enumerate(shares) if share is not None]
+    names = ["customer_id", "total_reviews", "avg_rating", "avg_sentiment_score"]
+    sample = table.project(", ".join(names)).limit(5).fetchall()
+    return {
+        "customers_with_reviews": len(reviewers),
+        "sentiment": dg.MetadataValue.md(markdown_image(picture, "Sentiment by customer")),
+        "topics": dg.MetadataValue.md(markdown(["topic", "share"], known)),
+        "sample": dg.MetadataValue.md(markdown(names, sample)),
+    }
+
+
 REVIEW = FeatureGroup(
     name="customer_review_features",
     description=__doc__,
     owner="team:data",
+    describe=describe,
     derived={"reviews": REVIEWS},
     features=(
         Feature(
