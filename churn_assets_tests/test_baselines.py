@@ -136,7 +136,7 @@ def test_a_sample_of_many_training_rows_is_fitted(monkeypatch: pytest.MonkeyPatc
     assert bg_nbd(all_of_them, new, 28).tolist() == bg_nbd(some, new, 28).tolist()
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning", "error::UserWarning")
 @pytest.mark.parametrize("histories", [[[]], [[990]], [[999]], [[900, 950]], HISTORIES])
 def test_a_handful_of_training_rows_is_enough(histories: list[list[int]]):
     training = Rows(features(*histories), np.ones(len(histories), int))
@@ -156,7 +156,7 @@ def test_without_rows_there_is_nothing():
     }
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning", "error::UserWarning")
 def test_long_histories_neither_overflow_nor_mislead():
     known = PurchaseDays(np.array([3000.0, 3000.0]), np.array([3000.0, 9000]), np.full(2, 9001.0))
     gone, active = TRUE.no_purchase(known, 28)

@@ -20,8 +20,9 @@ from churn_assets import plots
 from churn_assets.metrics import Economics, Interval, grade
 from churn_assets.plots import WalkForward, markdown_image, png
 
-# A layout that does not fit, or a legend without entries, only warns.
-pytestmark = pytest.mark.filterwarnings("error")
+# A layout that does not fit, or a legend without entries, only warns. Other kinds of warning may
+# come from garbage that another test left.
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning", "error::UserWarning")
 
 SUBJECT = "logistic_regression_model of 2026-10-01, hold-out 2026-09-01"
 ECONOMICS = Economics()

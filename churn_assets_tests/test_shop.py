@@ -338,7 +338,7 @@ def test_churn_is_neither_extreme_nor_told_by_recency(
 
 def test_closed_form_at_its_limits() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", RuntimeWarning)
         gone, loyal, today = churn_probability(
             [0.1, 0.1, 0.1], [0.01, 1e-300, 0.01], [0.2, 0.2, 0.2], [1e9, 30.0, 0.0], 28
         )
