@@ -1,6 +1,7 @@
-"""Where customers are heading: the last 30 days within the lookback, and their buying rhythm.
+"""Where customers are heading: the last 30 days within the lookback, and the rhythm they keep.
 
-Gaps are the days between successive purchase days, over all purchase days before the cutoff.
+Gaps are the days between successive purchase days, over all purchase days before the cutoff; gaps
+of activity those between successive days with an event of any type.
 """
 
 from churn_assets.features.group import (
@@ -27,6 +28,11 @@ PURCHASE_DAYS = Derived(
 
 GAPS = "count(gap) FILTER (WHERE {window})"
 GAP_MEAN = ratio(total("gap"), GAPS)
+ACTIVE_DAYS = "count(*) FILTER (WHERE {window})"
+ACTIVITY_GAP = ratio(
+    "max(day) FILTER (WHERE {window}) - min(day) FILTER (WHERE {window})", f"{ACTIVE_DAYS} - 1"
+)
+SINCE_EVENT = whole_days_since("max(last_event_us) FILTER (WHERE {window})")
 SINCE_PURCHASE = whole_days_since("max(last_purchase_us) FILTER (WHERE {window})")
 
 
@@ -42,8 +48,10 @@ def _share(name: str, value: str, source: str, of: str) -> Feature:
     )
 
 
-def _rhythm(name: str, sql: str, unit: str, description: str) -> Feature:
-    return Feature(name, sql, "purchase_days", EVER, "DOUBLE", unit, description, tolerance=GROWING)
+def _rhythm(
+    name: str, sql: str, unit: str, description: str, source: str = "purchase_days"
+) -> Feature:
+    return Feature(name, sql, source, EVER, "DOUBLE", unit, description, tolerance=GROWING)
 
 
 TREND = FeatureGroup(
@@ -55,12 +63,7 @@ TREND = FeatureGroup(
         _share("purchases_30d_share", total("purchase_orders"), "daily_orders", "Purchase orders"),
         _share("revenue_30d_share", total("purchase_amount"), "daily_orders", "Purchase amount"),
         _share("events_30d_share", total("events"), "daily_activity", "Events"),
-        _share(
-            "active_days_30d_share",
-            "count(*) FILTER (WHERE {window})",
-            "daily_activity",
-            "Active days",
-        ),
+        _share("active_days_30d_share", ACTIVE_DAYS, "daily_activity", "Active days"),
         Feature(
             "lifetime_orders",
             total("purchase_orders"),
@@ -107,6 +110,38 @@ TREND = FeatureGroup(
             f"{SINCE_PURCHASE} - ({GAP_MEAN})",
             "days",
             "Whole days since the last purchase beyond the mean gap",
+        ),
+        Feature(
+            "lifetime_active_days",
+            ACTIVE_DAYS,
+            "daily_activity",
+            EVER,
+            "BIGINT",
+            "days",
+            "Distinct UTC days with an event ever",
+            default=0,
+            tolerance=GROWING,
+        ),
+        _rhythm(
+            "days_since_first_event",
+            whole_days_since("min(first_event_us) FILTER (WHERE {window})"),
+            "days",
+            "Whole days from the first event ever to the cutoff",
+            "daily_activity",
+        ),
+        _rhythm(
+            "activity_gap_mean_days",
+            ACTIVITY_GAP,
+            "days",
+            "Mean gap between active days",
+            "daily_activity",
+        ),
+        _rhythm(
+            "quiet_over_gap",
+            f"{SINCE_EVENT} / ({ACTIVITY_GAP})",
+            "",
+            "Whole days since the last event per mean gap of activity",
+            "daily_activity",
         ),
     ),
 )

@@ -43,24 +43,23 @@ RAMP_DAYS = 540  # `Shop.customers` have arrived by then
 BASE_SHARE = 0.20  # of them are customers at `start`: the first cutoff already has a population
 BASE_TENURE_DAYS = 365  # and signed up within the year before it
 
-# Gamma shape and mean per day. Chosen by simulation (10,000 customers, 540 days): 24 events per
-# customer; of those seen in the last 90 days 73 % buy nothing in the next 28; the best possible AUC
-# is 0.83, that of the days since the last event or purchase 0.66 to 0.71.
+# Gamma shape and mean, rates per day. Who buys often also browses often, so that a customer's
+# visits tell of the purchase rate.
 PURCHASE_RATE = (1.2, 0.021)
-BROWSE_RATE = (1.2, 0.021)
-DROPOUT_RATE = (0.6, 0.020)
+BROWSES_PER_PURCHASE = (10, 5.0)
+DROPOUT_RATE = (1.5, 0.013)
 LONGEST_LIFE_DAYS = 36_500.0  # keeps timestamps in range when the dropout rate is nearly 0
 
 # Satisfied customers buy more often and leave later: satisfaction (mean 0, variance 1) is a sum of
 # the standardised log rates and noise, so that reviews tell of the rates what counts do not. With
 # these loadings ratings and sentiment raise a boosted model's AUC by 0.007 (0.760 to 0.767).
-BUYING_LOADING, LEAVING_LOADING = 0.75, 0.6
+BUYING_LOADING, LEAVING_LOADING = 0.5, 0.8
 LOG_PURCHASE_MEAN, LOG_PURCHASE_SD = -0.289, 1.126  # of log Gamma(1.2): digamma, root of trigamma
-LOG_DROPOUT_MEAN, LOG_DROPOUT_SD = -1.541, 1.907  # of log Gamma(0.6)
+LOG_DROPOUT_MEAN, LOG_DROPOUT_SD = 0.036, 0.967  # of log Gamma(1.5)
 
 RETURN_DAYS = 30  # a refund comes with the next visit, if it is no later
-REVIEW_SHARE = 0.10  # of visits: 57,000 reviews per 100,000 customers in 540 days
-SURVEY_SHARE = 0.06  # of visits
+REVIEW_SHARE = 0.05  # of visits: 57,000 reviews per 100,000 customers in 540 days
+SURVEY_SHARE = 0.03  # of visits
 MOST_LINES = 6  # of an order; a visit is then under 40 steps of at most 90 s: well under a day
 PRODUCTS = 400
 
@@ -357,7 +356,7 @@ class Shop:
             died=np.maximum(born, start) + life,
             purchase_rate=purchase_rate,
             dropout_rate=dropout_rate,
-            activity_rate=purchase_rate + gamma("browse rate", *BROWSE_RATE),
+            activity_rate=purchase_rate * (1 + gamma("browses", *BROWSES_PER_PURCHASE)),
             satisfaction=BUYING_LOADING * buying
             - LEAVING_LOADING * leaving
             + noise * self._random("satisfaction").normal(0, 1, n),
@@ -405,11 +404,11 @@ class Shop:
         buys = rng.random(n) < buying
         buys[count:] = False  # arriving is browsing, or purchases would not be Poisson
         bought = np.where(buys, _geometric(rng, np.ones(n), customers.more_lines[who]), 0)
-        viewed = np.minimum(bought + _geometric(rng, 1 - buys, 0.25), MOST_LINES)
+        viewed = np.minimum(bought + (rng.random(n) < 0.3), MOST_LINES)
         carted = np.minimum(bought + (rng.random(n) < 0.15), viewed)
         removed = np.where(buys | (rng.random(n) < 0.4), carted - bought, 0)
-        pages = 1 + (rng.random(n) < 0.15)
-        searches = rng.random(n) < 0.2
+        pages = np.where(viewed > 0, rng.random(n) < 0.25, 1)
+        searches = rng.random(n) < 0.1
         no_refunds = np.zeros(n)
         counts = np.column_stack([pages, searches, viewed, carted, removed, bought, no_refunds])
         mood = customers.satisfaction[who] + rng.normal(0, 0.3, n)
