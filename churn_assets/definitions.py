@@ -11,6 +11,7 @@ import dagster as dg
 from churn_assets import (
     automation,
     champion,
+    checks,
     drift,
     jobs,
     labels,
@@ -57,7 +58,13 @@ TABLES: dict[str, Table] = {
 
 def offline_store(settings: Settings) -> OfflineStore:
     """The offline store of an installation."""
-    return OfflineStore(settings.home, TABLES, duckdb_config(settings), settings.allow_shrink)
+    return OfflineStore(
+        settings.home,
+        TABLES,
+        duckdb_config(settings),
+        settings.allow_shrink,
+        checks.Gate(settings.calendar()),
+    )
 
 
 def build_definitions(settings: Settings) -> dg.Definitions:
@@ -103,7 +110,10 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     ]
     return dg.Definitions(
         assets=automation.with_conditions(assets),
-        asset_checks=online.checks(calendar, store),
+        asset_checks=[
+            *checks.definitions(assets, calendar, store),
+            *online.checks(calendar, store),
+        ],
         jobs=jobs.jobs(assets),
         schedules=[automation.ingestion_schedule(calendar, raw_assets)],
         sensors=[automation.condition_sensor()],

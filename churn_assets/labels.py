@@ -18,9 +18,11 @@ from churn_assets.tables import Column, cutoff_table, sql_version
 CHURN_LABELS = cutoff_table(
     "churn_labels",
     [
-        Column("churned", "INTEGER", "1 where there is no purchase within the horizon", "0 or 1"),
-        Column("purchased", "INTEGER", "1 where there is one: 1 - churned", "0 or 1"),
-        Column("future_revenue", "DECIMAL(38, 4)", "Purchases within the horizon", "currency"),
+        Column(
+            "churned", "INTEGER", "1 where there is no purchase within the horizon", "0 or 1", 0, 1
+        ),
+        Column("purchased", "INTEGER", "1 where there is one: 1 - churned", "0 or 1", 0, 1),
+        Column("future_revenue", "DECIMAL(38, 4)", "Purchases within the horizon", "currency", 0),
     ],
 )
 

@@ -30,8 +30,14 @@ if TYPE_CHECKING:
 CHURN_PREDICTIONS = cutoff_table(
     "churn_predictions",
     [
-        Column("churn_probability", "DOUBLE", "P(no purchase within the horizon)"),
-        Column("purchase_probability", "DOUBLE", "Its complement"),
+        Column(
+            "churn_probability",
+            "DOUBLE",
+            "P(no purchase within the horizon)",
+            minimum=0,
+            maximum=1,
+        ),
+        Column("purchase_probability", "DOUBLE", "Its complement", minimum=0, maximum=1),
         Column("prediction", "VARCHAR", "CHURN RISK at or above the threshold, else RETAIN"),
         Column("threshold", "DOUBLE", "Probability from which contacting a customer pays"),
         Column("model_version", "VARCHAR", "Digest of the model that was used"),

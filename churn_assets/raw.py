@@ -80,6 +80,7 @@ class RawTable:
             columns=(first, SLICE, *others),
             partitioned_by="slice",
             refuse_shrinking=True,
+            moment=f"epoch_us({self.timestamp})",
         )
 
     @property

@@ -86,6 +86,7 @@ SCORED_REVIEWS = Table(
         *VECTOR_COLUMNS,
     ),
     partitioned_by="slice",
+    moment="epoch_us(review_timestamp)",
 )
 SCORES = Table(
     "text_scores",

@@ -47,6 +47,7 @@ DAILY_ACTIVITY = Table(
         Column("amount_min", "DECIMAL(18, 4)", "Their smallest amount", "currency"),
     ),
     partitioned_by="slice",
+    moment="last_event_us",
 )
 DAILY_ORDERS = Table(
     "daily_orders",
@@ -64,6 +65,7 @@ DAILY_ORDERS = Table(
         Column("last_purchase_us", "BIGINT", "Last purchase line", "µs since 1970-01-01"),
     ),
     partitioned_by="slice",
+    moment=f"CAST(day AS BIGINT) * {DAY_US}",
 )
 DAILY_PRODUCTS = Table(
     "daily_products",
@@ -77,6 +79,7 @@ DAILY_PRODUCTS = Table(
         Column("purchase_amount", MONEY_SUM, "Total of its purchase lines", "currency"),
     ),
     partitioned_by="slice",
+    moment=f"CAST(day AS BIGINT) * {DAY_US}",
 )
 
 EVENT_US = "epoch_us(event_timestamp)"

@@ -13,12 +13,17 @@ import dagster as dg
 
 @dataclass(frozen=True)
 class Column:
-    """One column: DuckDB type, unit (empty for none) and what it says."""
+    """One column: DuckDB type, unit (empty for none), what it says, and its limits if it has any.
+
+    A value beyond a limit holds the partition back.
+    """
 
     name: str
     dtype: str
     description: str
     unit: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
 
     def as_dagster(self) -> dg.TableColumn:
         unit = f" [{self.unit}]" if self.unit else ""
@@ -40,6 +45,8 @@ class Table:
         columns: All columns in file order, the partition column included.
         partitioned_by: `slice`, `cutoff`, or None for a table without partitions.
         refuse_shrinking: Whether a partition may be replaced by one with fewer rows only on demand.
+        moment: SQL for the newest moment that a row tells of, in microseconds since 1970: it lies
+            within the row's slice. Of tables that are partitioned by slice.
     """
 
     name: str
@@ -47,6 +54,7 @@ class Table:
     columns: tuple[Column, ...]
     partitioned_by: str | None = "cutoff"
     refuse_shrinking: bool = False
+    moment: str | None = None
 
     @property
     def column_names(self) -> list[str]:

@@ -14,7 +14,9 @@ COUNTED_TYPES = ("add_to_cart", "page_view", "product_view", "search", "remove_f
 
 
 def _count(name: str, column: str, source: str, unit: str, description: str) -> Feature:
-    return Feature(name, total(column), source, LOOKBACK, "BIGINT", unit, description, default=0)
+    return Feature(
+        name, total(column), source, LOOKBACK, "BIGINT", unit, description, default=0, minimum=0
+    )
 
 
 ACTIVITY = FeatureGroup(
@@ -62,6 +64,7 @@ ACTIVITY = FeatureGroup(
             "DOUBLE",
             "minutes",
             "Mean over sessions of last minus first event",
+            minimum=0,
         ),
         Feature(
             "active_days",
@@ -72,6 +75,7 @@ ACTIVITY = FeatureGroup(
             "days",
             "Distinct UTC days with an event",
             default=0,
+            minimum=0,
         ),
         Feature(
             "last_active_days",
@@ -81,6 +85,7 @@ ACTIVITY = FeatureGroup(
             "INTEGER",
             "days",
             "Whole days from the last event to the cutoff",
+            minimum=0,
         ),
         *(
             Feature(
@@ -91,6 +96,8 @@ ACTIVITY = FeatureGroup(
                 "DOUBLE",
                 "share",
                 f"Events of type {event_type} among all events",
+                minimum=0,
+                maximum=1,
             )
             for event_type in EVENT_TYPES
         ),

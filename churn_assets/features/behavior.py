@@ -14,7 +14,7 @@ FIRST_TO_LAST = (
 def _behavior(
     name: str, sql: str, unit: str, description: str, source: str = "daily_orders"
 ) -> Feature:
-    return Feature(name, sql, source, LOOKBACK, "DOUBLE", unit, description)
+    return Feature(name, sql, source, LOOKBACK, "DOUBLE", unit, description, minimum=0)
 
 
 BEHAVIOR = FeatureGroup(
@@ -43,6 +43,7 @@ BEHAVIOR = FeatureGroup(
             "products",
             "Distinct purchased products",
             default=0,
+            minimum=0,
         ),
         _behavior(
             "return_rate",

@@ -92,6 +92,8 @@ class Feature:
             withholds it from callers without the right to see it.
         tolerance: How much it may drift; wider where it grows with the calendar.
         method: How the summed values are made, where a setting decides: part of the version.
+        minimum: No value is below it; None where there is no limit.
+        maximum: No value is above it.
     """
 
     name: str
@@ -105,10 +107,14 @@ class Feature:
     sensitive: bool = False
     tolerance: Tolerance = Tolerance()
     method: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
 
     @property
     def column(self) -> Column:
-        return Column(self.name, self.dtype, self.description, self.unit)
+        return Column(
+            self.name, self.dtype, self.description, self.unit, self.minimum, self.maximum
+        )
 
     def reach(self, lookback_days: int) -> float:
         """How many days before the cutoff the expression reads."""

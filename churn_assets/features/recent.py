@@ -14,7 +14,7 @@ from churn_assets.features.group import (
 def _recent(
     name: str, sql: str, source: str, dtype: str, unit: str, description: str, default: int | None
 ) -> Feature:
-    return Feature(name, sql, source, 7, dtype, unit, description, default)
+    return Feature(name, sql, source, 7, dtype, unit, description, default, minimum=0)
 
 
 AMOUNTS = total("amount_events")
@@ -33,6 +33,7 @@ RECENT = FeatureGroup(
             "INTEGER",
             "days",
             "Whole days from the last event to the cutoff",
+            minimum=0,
         ),
         _recent(
             "purchases_7d",

@@ -96,6 +96,7 @@ REVIEW = FeatureGroup(
             "reviews",
             "Reviews ever",
             default=0,
+            minimum=0,
         ),
         _mean("avg_rating", "stars", "stars", "Mean rating"),
         _mean("avg_helpful_ratio", "helpful_ratio", "share", "Mean share of helpful votes"),
@@ -111,6 +112,7 @@ REVIEW = FeatureGroup(
             "INTEGER",
             "days",
             "Whole days since the last review",
+            minimum=0,
         ),
     ),
 )

@@ -23,6 +23,7 @@ RFM = FeatureGroup(
             "INTEGER",
             "days",
             "Whole days since the last purchase",
+            minimum=0,
         ),
         Feature(
             "frequency",
@@ -33,6 +34,7 @@ RFM = FeatureGroup(
             "orders",
             "Distinct purchase orders",
             default=0,
+            minimum=0,
         ),
         Feature(
             "monetary",
@@ -43,6 +45,7 @@ RFM = FeatureGroup(
             "currency",
             "Purchase amount",
             default=0,
+            minimum=0,
         ),
         Feature(
             "tenure_days",
@@ -52,6 +55,7 @@ RFM = FeatureGroup(
             "INTEGER",
             "days",
             "Whole days since the first purchase ever",
+            minimum=0,
             # While history is short, its oldest customers get older by a period with every cutoff:
             # PSI came to 0.82 on the UCI data and 0.24 on the synthetic shop.
             tolerance=Tolerance(1.0, 2.0),

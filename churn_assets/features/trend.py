@@ -45,6 +45,8 @@ def _share(name: str, value: str, source: str, of: str) -> Feature:
         "DOUBLE",
         "share",
         f"{of} of the last 30 days among those of the lookback",
+        minimum=0,
+        maximum=1,
     )
 
 
@@ -73,6 +75,7 @@ TREND = FeatureGroup(
             "orders",
             "Distinct purchase orders ever",
             default=0,
+            minimum=0,
             tolerance=GROWING,
         ),
         Feature(
@@ -84,6 +87,7 @@ TREND = FeatureGroup(
             "currency",
             "Purchase amount ever",
             default=0,
+            minimum=0,
             tolerance=GROWING,
         ),
         _rhythm("gap_mean_days", GAP_MEAN, "days", "Mean gap between purchase days"),
@@ -120,6 +124,7 @@ TREND = FeatureGroup(
             "days",
             "Distinct UTC days with an event ever",
             default=0,
+            minimum=0,
             tolerance=GROWING,
         ),
         _rhythm(

@@ -130,12 +130,14 @@ class OfflineStore:
         duckdb: Settings of DuckDB; connections are in memory, because two processes cannot share a
             database file.
         allow_shrink: Whether a guarded partition may be replaced by one with fewer rows.
+        gate: Raises for partitions that must not be handed on (`checks.Gate`).
     """
 
     home: Path
     tables: Mapping[str, Table]
     duckdb: Mapping[str, str | int] = field(default_factory=dict)
     allow_shrink: bool = False
+    gate: "Callable[[OfflineStore, Table, Sequence[str | None]], None] | None" = None
 
     @property
     def root(self) -> Path:
@@ -170,12 +172,21 @@ class OfflineStore:
 
         Raises:
             FileNotFoundError: A partition that was asked for is not there.
+            checks.HeldBack: It failed a blocking check.
         """
-        wanted: Sequence[str | None]
+        scan = self.unchecked(table, keys)
+        if self.gate is not None:
+            self.gate(self, table, self._wanted(table, keys))
+        return scan
+
+    def _wanted(self, table: Table, keys: Sequence[str] | None) -> Sequence[str | None]:
         if table.partitioned_by is None:
-            wanted = [None]
-        else:
-            wanted = self.keys(table) if keys is None else keys
+            return [None]
+        return self.keys(table) if keys is None else keys
+
+    def unchecked(self, table: Table, keys: Sequence[str] | None = None) -> Scan:
+        """As `scan`, whatever checks say of the partitions: for checks, and people who look."""
+        wanted = self._wanted(table, keys)
         files = tuple(self.path(table, key) for key in wanted)
         missing = [key for key, path in zip(wanted, files, strict=True) if not path.exists()]
         if missing:

@@ -1,0 +1,61 @@
+"""Verdicts: what the checks found of a partition, kept beside the tables.
+
+Layout: `<CHURN_HOME>/verdicts/<table>/<key>.json`, `whole.json` for a table without partitions. A
+verdict is of one content, by its SHA-256: a partition that was replaced, by a run or by hand, has
+none until the checks have seen it. A person may accept a content in spite of what was found; that
+is kept with who, why and when.
+"""
+
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found.
+
+    Args:
+        content: SHA-256 of the partition's file.
+        rules: The names of the rules that were looked at.
+        failures: What breaks a rule, in words, by rule; empty where the partition is sound.
+        warnings: What is worth a look and breaks none.
+        accepted: Who accepted the content in spite of it, why and when; None where nobody did.
+    """
+
+    content: str
+    rules: tuple[str, ...]
+    failures: Mapping[str, str]
+    warnings: Mapping[str, str]
+    accepted: Mapping[str, str] | None = None
+
+    @property
+    def holds_back(self) -> bool:
+        return bool(self.failures) and self.accepted is None
+
+    @property
+    def findings(self) -> dict[str, str]:
+        return {**self.failures, **self.warnings}
+
+
+def verdict_path(home: Path, table: str, key: str | None) -> Path:
+    return home / "verdicts" / table / f"{key or 'whole'}.json"
+
+
+def read_verdict(home: Path, table: str, key: str | None) -> Verdict | None:
+    """The verdict of a partition; None where the checks have not seen it."""
+    try:
+        kept = json.loads(verdict_path(home, table, key).read_text())
+    except FileNotFoundError:
+        return None
+    return Verdict(**{**kept, "rules": tuple(kept["rules"])})
+
+
+def write_verdict(home: Path, table: str, key: str | None, verdict: Verdict) -> None:
+    path = verdict_path(home, table, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    staged.write_text(json.dumps(asdict(verdict), indent=2))
+    staged.replace(path)
