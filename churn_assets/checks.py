@@ -410,26 +410,29 @@ def held_back(table: Table, key: str | None, verdict: Verdict) -> str:
 def accept(
     store: OfflineStore,
     calendar: Calendar,
-    table: Table,
+    name: str,
     key: str | None,
     reason: str,
     instance: dg.DagsterInstance,
 ) -> Verdict:
-    """Let the present content of a partition pass in spite of what was found, and log that.
+    """Let the present content of a partition pass in spite of what was found, and record that.
 
     Raises:
-        ValueError: There is nothing to accept, or no reason is given.
+        ValueError: There is no such table, it breaks no rule, or no reason is given.
+        FileNotFoundError: There is no such partition.
     """
+    table = store.tables.get(name)
+    if table is None:
+        raise ValueError(f"There is no table {name}. Tables are {', '.join(store.tables)}.")
+    store.unchecked(table, [key or ""])
     verdict = audit(store, calendar, table, [key])[key]
-    if not verdict.failures or not reason.strip():
-        raise ValueError(
-            f"{table.name} {key or ''} breaks no rule: there is nothing to accept."
-            if not verdict.failures
-            else "Say why the partition is right as it is: --reason WHY."
-        )
+    if not verdict.failures:
+        raise ValueError(f"{name} {key or ''} breaks no rule: there is nothing to accept.")
+    if not reason.strip():
+        raise ValueError("Say why the partition is right as it is: --reason WHY.")
     by = {"by": getpass.getuser(), "reason": reason, "at": utc_now().isoformat(timespec="seconds")}
     accepted = replace(verdict, accepted=by)
-    write_verdict(store.home, table.name, key, accepted)
+    write_verdict(store.home, name, key, accepted)
     instance.report_runless_asset_event(evaluation(table, key, accepted))
     return accepted
 

@@ -197,6 +197,28 @@ def status() -> None:
 
 
 @churn.command()
+@click.argument("table")
+@click.argument("key", required=False)
+@click.option("--reason", required=True, help="Why the partition is right as it is.")
+def accept(table: str, key: str | None, reason: str) -> None:
+    """Let a partition pass that is held back; it is recorded who did, when and why.
+
+    TABLE is its table, KEY its slice or cutoff. Holds for its present content only.
+    """
+    from churn_assets import checks
+    from churn_assets.definitions import offline_store
+
+    settings = Settings.read()
+    store = offline_store(settings)
+    try:
+        with dagster_instance(settings) as instance:
+            broken = checks.accept(store, settings.calendar(), table, key, reason, instance)
+    except (ValueError, FileNotFoundError) as error:
+        raise click.ClickException(str(error)) from None
+    _console().print(f"{table} {key or ''} passes in spite of {', '.join(broken.failures)}.")
+
+
+@churn.command()
 def report() -> None:
     """What there is: rows per table, champion and hold-out AUC per cutoff, where to look next."""
     from rich.table import Table

@@ -48,7 +48,7 @@ def explain(
     explanations = []
     with store.connect() as connection:
         for group in GROUPS:
-            relation = store.scan(group.table, [cutoff.isoformat()]).sql
+            relation = store.unchecked(group.table, [cutoff.isoformat()]).sql
             names = ", ".join(f'"{feature.name}"' for feature in group.features)
             row = connection.execute(
                 f"SELECT {names} FROM {relation} WHERE customer_id = ?", [customer_id]
@@ -60,7 +60,7 @@ def explain(
                 )
             for feature, value in zip(group.features, row, strict=True):
                 rollup = group.rollup(feature.source)
-                rollup_rows = {rollup: store.scan(store.tables[rollup]).sql}
+                rollup_rows = {rollup: store.unchecked(store.tables[rollup]).sql}
                 days = window_days(feature.window, calendar.lookback_days)
                 rows, first, last = connection.execute(
                     f"SELECT count(*), min(day), max(day) FROM "

@@ -94,12 +94,17 @@ def materialize(
     )
 
 
+def evaluate_quickly(patch: pytest.MonkeyPatch) -> None:
+    """As fixture `quick_evaluation`, for fixtures of a wider scope."""
+    patch.setattr("joblib.cpu_count", lambda **_: 1)  # workers would not see the patches
+    for name in ("baselines", "random_split", "importance", "pictures"):
+        patch.setattr(f"churn_assets.evaluation.{name}", lambda *_: {})
+
+
 @pytest.fixture
 def quick_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are trained and graded as ever, without the pictures and comparisons beside the grade.
 
     For tests of what runs when: test_evaluation and the journey see them.
     """
-    monkeypatch.setattr("joblib.cpu_count", lambda **_: 1)  # workers would not see the patches
-    for name in ("baselines", "random_split", "importance", "pictures"):
-        monkeypatch.setattr(f"churn_assets.evaluation.{name}", lambda *_: {})
+    evaluate_quickly(monkeypatch)

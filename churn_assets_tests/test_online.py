@@ -455,6 +455,23 @@ def test_a_version_that_lost_a_row_never_goes_live(
     assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 2
 
 
+def test_a_version_with_another_row_than_was_sent_never_goes_live(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_edition(client, 2)
+    upload = online._upload
+
+    def overwritten(client: redis.Redis, manifest: online.Manifest, *arguments: Any) -> None:
+        upload(client, manifest, *arguments)
+        id_ = edition_table(4)[0][0].as_py()
+        client.hset(manifest.bucket_key(id_), id_, b"something else")
+
+    monkeypatch.setattr(online, "_upload", overwritten)
+    with pytest.raises(rows.OnlineStoreError, match="1 of 200 rows that were read back"):
+        publish_edition(client, 4)
+    assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 2
+
+
 # --------------------------------------------------------------------------- processes and kills
 
 

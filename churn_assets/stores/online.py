@@ -21,7 +21,8 @@ Guarantees, with any number of publishers and readers, and kills at any point:
   an expiry, the upload's deadline, that is removed just before the flip. Keys of an upload killed
   in between stay listed in the pointer until the first publisher after the deadline deletes them.
 - An upload is whole or not there: each bucket is written once, in one step together with its
-  expiry, and the flip refuses an upload that is past its deadline or lacks a row.
+  expiry, and the flip refuses an upload that is past its deadline or lacks a row. A sample of its
+  rows is read back before.
 - Only publishers of equal content share an upload. One that goes on after the others went live and
   were replaced writes keys that are deleted already; nothing is written after the deadline, so
   what was deleted before it is deleted once more after it. So there is no lock.
@@ -65,6 +66,7 @@ POINTER = "churn:pointer"
 ROWS_PER_BUCKET = 100
 ROWS_PER_ROUND_TRIP = 10_000  # about 5 MB: enough to hide latency, little to buffer
 UPLOAD_SECONDS = 6 * 3600  # 100,000 customers take 1 s; leftovers of a killed sync live this long
+SAMPLE = 1_000  # rows that are read back before a version goes live
 READ_ATTEMPTS = 100  # each failed attempt means that a version went live during it
 
 # The scripts see one key, the pointer. A version's first 10 characters are its cutoff; two versions
@@ -237,6 +239,7 @@ def publish(
         manifest = Manifest(version, len(rows), buckets, codec)
         missing = [bucket for bucket, size in enumerate(_sizes(client, manifest)) if not size]
         _upload(client, manifest, table["customer_id"], rows, bounds, missing, int(*deadline))
+        _compare_sample(client, manifest, table["customer_id"], rows)
         outcome, version = _run(client, _FLIP, version, content, int(_keep(client, manifest)))
     _delete_leftovers(client)
     if outcome == "lost":
@@ -437,6 +440,26 @@ def _upload(
                 # Not eval(): a pipeline of a cluster has none.
                 pipeline.execute_command("EVAL", _WRITE, 1, _key(version, bucket), deadline, *items)
         pipeline.execute()
+
+
+def _compare_sample(
+    client: redis.Redis, manifest: Manifest, ids: pa.ChunkedArray, rows: pa.LargeBinaryArray
+) -> None:
+    """Reads some rows of the version back before anybody else does.
+
+    Raises OnlineStoreError if one is not what was sent; the live version stays live.
+    """
+    step = max(1, len(rows) // SAMPLE)
+    pipeline = client.pipeline(transaction=False)
+    for id_ in ids.to_pylist()[::step]:
+        pipeline.hget(manifest.bucket_key(id_), id_)
+    found, sent = pipeline.execute(), rows.to_pylist()[::step]
+    if differ := sum(a != b for a, b in zip(found, sent, strict=True)):
+        raise OnlineStoreError(
+            f"{manifest.version} did not go live: {differ} of {len(sent)} rows that were read back "
+            "are not what was sent. Something else writes keys of this version, or the server "
+            "evicts keys; publish again when that is mended."
+        )
 
 
 def _keep(client: redis.Redis, manifest: Manifest) -> bool:
