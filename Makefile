@@ -39,12 +39,12 @@ bench: .venv/installed .venv-feast/installed  ## the benchmarks
 	$(BIN)/python -m benchmarks.online
 	$(BIN)/python -m benchmarks.torture
 	$(BIN)/python -m benchmarks.torture --store hashes --seconds 20
+	$(BIN)/python -m benchmarks.serving
 
 .venv-feast/installed:  # Feast needs pandas < 3, so it is compared from an environment of its own
 	$(PYTHON) -m venv .venv-feast
 	.venv-feast/bin/python -m pip install --quiet 'feast[redis]==0.67.0'
 	touch $@
-	$(BIN)/python -m benchmarks.serving
 
 mlflow: .venv/installed  ## the runs of the models on http://localhost:5000
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(CHURN_HOME)/mlflow.db --port 5000

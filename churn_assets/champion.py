@@ -95,6 +95,13 @@ def find_champion(model_store: ModelStore, cutoff: dt.date) -> Champion | None:
     return Champion(**json.loads(path.read_text())) if path.exists() else None
 
 
+def newest_champion(model_store: ModelStore) -> Champion | None:
+    """The decision of the newest cutoff that has one."""
+    decisions = model_store.folder(CHAMPION_MODEL.name, None).glob(f"cutoff=*/{MANIFEST}")
+    newest = max(decisions, default=None)
+    return Champion(**json.loads(newest.read_text())) if newest else None
+
+
 def champion_of(calendar: Calendar, model_store: ModelStore, cutoff: dt.date) -> Manifest:
     """The manifest of the model to predict with at a cutoff.
 

@@ -27,6 +27,7 @@ from churn_assets.tables import Column, cutoff_table, sql_version
 if TYPE_CHECKING:
     import pandas as pd
 
+AT_RISK, RETAINED = "CHURN RISK", "RETAIN"
 CHURN_PREDICTIONS = cutoff_table(
     "churn_predictions",
     [
@@ -38,7 +39,7 @@ CHURN_PREDICTIONS = cutoff_table(
             maximum=1,
         ),
         Column("purchase_probability", "DOUBLE", "Its complement", minimum=0, maximum=1),
-        Column("prediction", "VARCHAR", "CHURN RISK at or above the threshold, else RETAIN"),
+        Column("prediction", "VARCHAR", f"{AT_RISK} at or above the threshold, else {RETAINED}"),
         Column("threshold", "DOUBLE", "Probability from which contacting a customer pays"),
         Column("model_version", "VARCHAR", "Digest of the model that was used"),
         *REASON_COLUMNS,
@@ -86,7 +87,7 @@ def predict(
             "customer_id": features["customer_id"],
             "churn_probability": churn,
             "purchase_probability": 1 - churn,
-            "prediction": np.where(at_risk, "CHURN RISK", "RETAIN"),
+            "prediction": np.where(at_risk, AT_RISK, RETAINED),
             "threshold": manifest.threshold,
             "model_version": manifest.version,
         }
@@ -133,7 +134,7 @@ def assets(calendar: Calendar, store: OfflineStore) -> list[dg.AssetsDefinition]
                 "model_version": manifest.version,
                 "threshold": manifest.threshold,
                 "mean_churn_probability": float(predictions["churn_probability"].mean()),
-                "churn_risk_share": float((predictions["prediction"] == "CHURN RISK").mean()),
+                "churn_risk_share": float((predictions["prediction"] == AT_RISK).mean()),
             }
             defined = {k: v for k, v in metadata.items() if v == v}  # means of no rows are NaN
             context.add_asset_metadata(defined, partition_key=key)

@@ -10,15 +10,15 @@ in pandas and in checks of the input. `Scorer` takes the fitted parts out of a p
 them to arrays: the same numbers, for one row or many.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from churn_assets.champion import CHAMPION_MODEL, Champion, newest_champion
 from churn_assets.estimators import LARGEST, MISSING, FittedModel
 from churn_assets.models import feature_versions
-from churn_assets.predictions import explainer
+from churn_assets.predictions import AT_RISK, RETAINED, explainer
 from churn_assets.reasons import Explainer
 from churn_assets.stores.models import (
     MANIFEST,
@@ -32,25 +32,14 @@ from churn_assets.stores.models import (
 if TYPE_CHECKING:
     import numpy as np
 
-DECISIONS = "champion_model"  # the asset that decides
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What the service has to know of a decision: the model, and exactly which version of it."""
-
-    model: str
-    model_cutoff: str
-    model_version: str
 
 
 @dataclass(frozen=True)
 class LiveModel:
     """The champion as it is in use."""
 
-    decision: Decision
+    decision: Champion
     manifest: Manifest
     scorer: "Scorer"
     explains: Explainer
@@ -61,7 +50,7 @@ class LiveModel:
             {
                 "churn_probability": churn,
                 "purchase_probability": 1 - churn,
-                "prediction": "CHURN RISK" if churn >= self.manifest.threshold else "RETAIN",
+                "prediction": AT_RISK if churn >= self.manifest.threshold else RETAINED,
             }
             for churn in self.scorer.probabilities(rows).tolist()
         ]
@@ -99,7 +88,7 @@ class LiveChampion:
     def watch(self) -> None:
         """Load the champion of the newest decision, if it is not the one in use."""
         try:
-            decision = newest_decision(self._store)
+            decision = newest_champion(self._store)
             if decision and (self.model is None or self.model.decision != decision):
                 self.model = load(self._store, decision, self._lookback_days)
                 log.info("The champion is %s of %s.", decision.model, decision.model_cutoff)
@@ -117,16 +106,7 @@ class LiveChampion:
         self.problem = problem
 
 
-def newest_decision(store: ModelStore) -> Decision | None:
-    """The decision of the newest cutoff that has one."""
-    newest = max((store.home / "models" / DECISIONS).glob(f"cutoff=*/{MANIFEST}"), default=None)
-    if newest is None:
-        return None
-    content = json.loads(newest.read_text())
-    return Decision(content["model"], content["model_cutoff"], content["model_version"])
-
-
-def load(store: ModelStore, decision: Decision, lookback_days: int) -> LiveModel:
+def load(store: ModelStore, decision: Champion, lookback_days: int) -> LiveModel:
     """The model that a decision names, in exactly that version.
 
     Raises:
@@ -137,7 +117,7 @@ def load(store: ModelStore, decision: Decision, lookback_days: int) -> LiveModel
     if not folder.exists():
         raise LookupError(
             f"{decision.model} of {decision.model_cutoff} has no version {decision.model_version} "
-            f"any more: it was trained anew. Materialize {DECISIONS} again."
+            f"any more: it was trained anew. Materialize {CHAMPION_MODEL.name} again."
         )
     manifest = Manifest.from_json((folder / MANIFEST).read_text())
     refuse_other_features(manifest, feature_versions())
