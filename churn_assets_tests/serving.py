@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import redis
 import uvicorn
 
+from churn_assets.champion import Champion
 from churn_assets.definitions import offline_store
 from churn_assets.estimators import ESTIMATORS, fit
 from churn_assets.features import GROUPS, feature_columns
@@ -87,11 +88,22 @@ def choose(shop: Shop, model: str, cutoff: dt.date) -> Manifest:
 
 
 def decide(shop: Shop, cutoff: dt.date, model: str, model_cutoff: str, version: str) -> None:
-    decision = {"model": model, "model_cutoff": model_cutoff, "model_version": version}
+    decision = Champion(
+        cutoff=cutoff.isoformat(),
+        model=model,
+        model_cutoff=model_cutoff,
+        model_version=version,
+        promoted=True,
+        reason="",
+        challenger=None,
+        holdout=TRAINING[-1],
+        candidates={model: {}},
+        incumbent={},
+    )
     path = ModelStore(shop.settings.home).folder("champion_model", cutoff.isoformat()) / MANIFEST
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_suffix(".tmp")
-    staged.write_text(json.dumps(decision))
+    staged.write_text(json.dumps(asdict(decision)))
     staged.replace(path)
 
 
