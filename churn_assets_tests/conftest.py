@@ -5,12 +5,15 @@ Prevents the simplification of testing against whatever `CHURN_*` variables happ
 
 import os
 import random
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import duckdb
 import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 # Before the package is imported: `definitions` reads the settings when it loads.
 for name in [n for n in os.environ if n.startswith("CHURN_")]:
@@ -26,6 +29,16 @@ from churn_assets.settings import Settings  # noqa: E402
 from churn_assets.sources.review_texts import review_text  # noqa: E402
 
 Row = dict[str, Any]
+
+
+@event.listens_for(Engine, "connect")
+def need_not_survive_power_loss(connection: Any, _: Any) -> None:
+    """Dagster and MLflow wait for the disk after every event; for a test that is most of the time.
+
+    A process that is killed loses nothing by it.
+    """
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
 
 
 def make_settings(folder: Path, **overrides: Any) -> Settings:
