@@ -89,6 +89,16 @@ class RowCodec:
         return {"format": FORMAT, "columns": columns}
 
     @cached_property
+    def names(self) -> list[str]:
+        return [column.name for column in self.columns]
+
+    @cached_property
+    def converted(self) -> list[Column]:
+        """The columns whose value is not the number that a row has for them."""
+        kinds = {"string", *TO_PYTHON}
+        return [column for column in self.columns if column.dtype in kinds]
+
+    @cached_property
     def header(self) -> bytes:
         """What every row starts with: format, schema id, cutoff."""
         schema_id = hashlib.sha256(json.dumps(self.schema).encode()).digest()[:4]
@@ -149,16 +159,20 @@ class RowCodec:
         """The features of one packed row. Raises OnlineStoreError for a row of another kind."""
         self._require_header(row)
         _, nulls, *numbers = self.fixed.unpack_from(row)
-        null_bits = int.from_bytes(nulls, "little")
+        features: dict[str, Any] = dict(zip(self.names, numbers, strict=True))
         end = self.fixed.size
-        features: dict[str, Any] = {}
-        for i, (column, value) in enumerate(zip(self.columns, numbers, strict=True)):
+        for column in self.converted:
+            value = features[column.name]
             if column.dtype == "string":
                 start, end = end, end + value
-                value = row[start:end].decode()
-            elif convert := TO_PYTHON.get(column.dtype):
-                value = convert(value)
-            features[column.name] = None if null_bits >> i & 1 else value
+                features[column.name] = row[start:end].decode()
+            else:
+                features[column.name] = TO_PYTHON[column.dtype](value)
+        null_bits = int.from_bytes(nulls, "little")
+        while null_bits:
+            last = null_bits.bit_length() - 1
+            features[self.names[last]] = None
+            null_bits -= 1 << last
         return features
 
     def decode_table(self, rows: Sequence[bytes]) -> pa.Table:
