@@ -100,7 +100,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         *models.assets(calendar, store, tracking, economics, settings.seed, kinds, settings.tuning),
         *champion.assets(calendar, store, tracking, economics, [kind.name for kind in kinds]),
         *predictions.assets(calendar, store),
-        *online.assets(calendar),
+        *online.assets(calendar, store),
         *performance.assets(
             calendar, store, economics, settings.seed, isinstance(source, Synthetic)
         ),

@@ -1,23 +1,32 @@
 """What is there: per asset, which partitions are present, missing, failed or stale.
 
 Present is what Dagster recorded as materialized and, for a table of the offline store, what has a
-file. Failed is a partition whose latest attempt failed after its latest success. Stale is a file
-whose provenance differs from what it would have now, or that was made from such a file.
+file. Failed is a partition whose latest attempt failed after its latest success. Stale is a
+partition whose provenance differs from what it would have now, or that was made from a stale one.
+An asset that keeps no provenance, such as a report, is stale where something that it reads was
+materialized after it.
+
+What a person alone makes again, the topic model, may be stale and is none the less the current one:
+its dependants are not stale because of it.
 """
 
 import datetime as dt
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar
+from churn_assets.jobs import ON_DEMAND
 from churn_assets.stores.models import find_provenance
 from churn_assets.stores.offline import OfflineStore, current_provenance, upstream_keys
 
 # The one partition of an asset without partitions.
 WHOLE = ""
+# Metadata in which an asset without a file says what a partition was made from.
+PROVENANCE = ("code_version", "inputs")
+PAGE = 1_000
 
 
 @dataclass(frozen=True)
@@ -94,11 +103,9 @@ def inventory(
             else [WHOLE]
         )
         present = present_partitions(defs, store, instance, asset)
-        stale[asset] = {
-            key
-            for key in present
-            if _is_stale(store, calendar, specs[asset], key or None, stale, on_disk)
-        }
+        stale[asset] = stale_partitions(
+            store, calendar, instance, specs[asset], present & set(existing), stale, on_disk
+        )
         rows.append(
             AssetInventory(
                 asset,
@@ -112,28 +119,71 @@ def inventory(
     return rows
 
 
-def _is_stale(
+def stale_partitions(
     store: OfflineStore,
     calendar: Calendar,
+    instance: dg.DagsterInstance,
     spec: dg.AssetSpec,
-    key: str | None,
-    stale: dict[dg.AssetKey, set[str]],
+    present: Collection[str],
+    stale: Mapping[dg.AssetKey, Collection[str]],
     on_disk: Callable[[str], Sequence[str | None]],
-) -> bool:
+) -> set[str]:
+    """Which of the present partitions of an asset would be others if they were made now.
+
+    Args:
+        store: Where files are.
+        calendar: Where partitions lie.
+        instance: Knows the assets that have no file.
+        spec: The asset.
+        present: Its partitions to look at.
+        stale: The stale partitions of everything upstream.
+        on_disk: See `current_provenance`.
+    """
     name = spec.key.path[-1]
     table = store.tables.get(name)
-    made_from = (
-        store.provenance(table, key) if table else find_provenance(store.artefact(name, key))
-    )
-    if made_from is None:
-        return False
-    if made_from != current_provenance(store, calendar, spec, key, on_disk):
-        return True
-    return any(
-        upstream_keys(calendar, dep.partition_mapping, key, _keys(stale[dep.asset_key]))
+    inherited = [
+        (dep.partition_mapping, _keys(stale[dep.asset_key]))
         for dep in spec.deps
-        if stale.get(dep.asset_key)
-    )
+        if stale.get(dep.asset_key) and dep.asset_key.path[-1] not in ON_DEMAND
+    ]
+    published = cache(lambda: published_provenance(instance, spec.key))
+
+    def is_stale(key: str | None) -> bool:
+        if table:
+            made_from: Mapping[str, str] | None = store.provenance(table, key)
+        else:
+            made_from = find_provenance(store.artefact(name, key)) or published().get(key or WHOLE)
+        if made_from is None:
+            return bool(inherited) or _is_older_than_inputs(instance, spec)
+        return made_from != current_provenance(store, calendar, spec, key, on_disk) or any(
+            upstream_keys(calendar, mapping, key, keys) for mapping, keys in inherited
+        )
+
+    return {key for key in present if is_stale(key or None)}
+
+
+def published_provenance(
+    instance: dg.DagsterInstance, asset: dg.AssetKey
+) -> dict[str, dict[str, str]]:
+    """Per partition, what an asset whose rows live elsewhere was made from, if it says so."""
+    found: dict[str, dict[str, str]] = {}
+    cursor, more = None, True
+    while more:
+        page = instance.fetch_materializations(asset, PAGE, cursor)
+        cursor, more = page.cursor, page.has_more
+        for record in page.records:  # newest first
+            metadata = record.asset_materialization.metadata if record.asset_materialization else {}
+            said = {k: str(metadata[k].value) for k in PROVENANCE if k in metadata}
+            found.setdefault(record.partition_key or WHOLE, said)
+    return {key: said for key, said in found.items() if said}
+
+
+def _is_older_than_inputs(instance: dg.DagsterInstance, spec: dg.AssetSpec) -> bool:
+    def newest(asset: dg.AssetKey) -> int:
+        records = instance.fetch_materializations(asset, limit=1).records
+        return records[0].storage_id if records else 0
+
+    return any(newest(dep.asset_key) > newest(spec.key) for dep in spec.deps)
 
 
 def _keys(partitions: Collection[str]) -> list[str | None]:
