@@ -200,7 +200,6 @@ def status() -> None:
             utc_now(),
         )
     for row in rows:
-        gaps = sorted({*row.missing, *row.failed, *row.stale})
         table.add_row(
             row.group,
             row.asset.path[-1],
@@ -208,7 +207,7 @@ def status() -> None:
             str(len(row.missing)),
             str(len(row.failed)),
             str(len(row.stale)),
-            gaps[0] if gaps else "",
+            row.first_gap or "",
         )
     _console().print(table)
 

@@ -13,6 +13,7 @@ from churn_assets import (
     champion,
     checks,
     drift,
+    inventory,
     jobs,
     labels,
     models,
@@ -52,6 +53,7 @@ TABLES: dict[str, Table] = {
         registry.FEATURE_REGISTRY,
         truth.SYNTHETIC_TRUTH,
         performance.REALISED_PERFORMANCE,
+        inventory.ASSET_INVENTORY,
     )
 }
 
@@ -105,10 +107,11 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             calendar, store, economics, settings.seed, isinstance(source, Synthetic)
         ),
         *drift.assets(calendar, store),
+        *inventory.assets(lambda: definitions, store, calendar),
         *registry.assets(calendar, settings.home.parent / "feature_registry.yaml"),
         *(truth.assets(calendar, source, store) if isinstance(source, Synthetic) else []),
     ]
-    return dg.Definitions(
+    definitions = dg.Definitions(
         assets=automation.with_conditions(assets),
         asset_checks=[
             *checks.definitions(assets, calendar, store),
@@ -124,6 +127,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         # DuckDB uses every core within a step; a process per step would only add its start-up.
         executor=dg.in_process_executor,
     )
+    return definitions
 
 
 defs = build_definitions(Settings.read())

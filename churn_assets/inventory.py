@@ -8,25 +8,46 @@ materialized after it.
 
 What a person alone makes again, the topic model, may be stale and is none the less the current one:
 its dependants are not stale because of it.
+
+`asset_inventory` keeps the counts, one row per asset, and does not list itself.
 """
 
 import datetime as dt
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import dagster as dg
 
-from churn_assets.cutoffs import Calendar
+from churn_assets.cutoffs import Calendar, utc_now
 from churn_assets.jobs import ON_DEMAND
 from churn_assets.stores.models import find_provenance
-from churn_assets.stores.offline import OfflineStore, current_provenance, upstream_keys
+from churn_assets.stores.offline import OfflineStore, Query, current_provenance, upstream_keys
+from churn_assets.tables import Column, Table, markdown
 
 # The one partition of an asset without partitions.
 WHOLE = ""
 # Metadata in which an asset without a file says what a partition was made from.
 PROVENANCE = ("code_version", "inputs")
 PAGE = 1_000
+
+ASSET_INVENTORY = Table(
+    "asset_inventory",
+    key=("position",),
+    columns=(
+        Column("position", "INTEGER", "Place in the order of the data, from 0"),
+        Column("asset", "VARCHAR", "The asset"),
+        Column("asset_group", "VARCHAR", "Its group"),
+        Column("existing", "BIGINT", "Partitions that exist now; 1 without partitions"),
+        Column("present", "BIGINT", "Partitions that were made"),
+        Column("missing", "BIGINT", "Partitions that exist and were not made"),
+        Column("failed", "BIGINT", "Partitions whose latest attempt failed"),
+        Column("stale", "BIGINT", "Partitions that would be others if they were made now"),
+        Column("first_gap", "VARCHAR", "The first that is missing, failed or stale"),
+    ),
+    partitioned_by=None,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,10 @@ class AssetInventory:
     @property
     def missing(self) -> list[str]:
         return [key for key in self.existing if key not in self.present]
+
+    @property
+    def first_gap(self) -> str | None:
+        return min({*self.missing, *self.failed, *self.stale}, default=None)
 
 
 def present_partitions(
@@ -86,14 +111,14 @@ def inventory(
     instance: dg.DagsterInstance,
     now: dt.datetime,
 ) -> list[AssetInventory]:
-    """Every materializable asset in data order, with its partitions."""
+    """Every other materializable asset in data order, with its partitions."""
     graph = defs.resolve_asset_graph()
     specs = {spec.key: spec for spec in defs.resolve_all_asset_specs()}
     stale: dict[dg.AssetKey, set[str]] = {}
     on_disk = cache(store.present)
     rows = []
     for asset in graph.toposorted_asset_keys:
-        if asset not in graph.materializable_asset_keys:
+        if asset not in graph.materializable_asset_keys or asset.path[-1] == ASSET_INVENTORY.name:
             continue
         node = graph.get(asset)
         definition = node.partitions_def
@@ -188,3 +213,61 @@ def _is_older_than_inputs(instance: dg.DagsterInstance, spec: dg.AssetSpec) -> b
 
 def _keys(partitions: Collection[str]) -> list[str | None]:
     return [key or None for key in sorted(partitions)]
+
+
+def inventory_rows(inventories: Sequence[AssetInventory]) -> list[dict[str, Any]]:
+    """The rows of `ASSET_INVENTORY`."""
+    return [
+        {
+            "position": position,
+            "asset": row.asset.path[-1],
+            "asset_group": row.group,
+            "existing": len(row.existing),
+            "present": len(row.present),
+            "missing": len(row.missing),
+            "failed": len(row.failed),
+            "stale": len(row.stale),
+            "first_gap": row.first_gap,
+        }
+        for position, row in enumerate(inventories)
+    ]
+
+
+def assets(
+    definitions: Callable[[], dg.Definitions],
+    store: OfflineStore,
+    calendar: Calendar,
+    now: Callable[[], dt.datetime] = utc_now,
+) -> list[dg.AssetsDefinition]:
+    """The standing inventory of all other assets.
+
+    Args:
+        definitions: Gives the code location, which this asset is part of.
+        store: Where files are.
+        calendar: Where partitions lie.
+        now: Decides which partitions exist.
+    """
+
+    @dg.asset(
+        name=ASSET_INVENTORY.name,
+        description=__doc__,
+        code_version="1",
+        group_name="monitoring",
+        kinds={"dagster", "parquet"},
+        owners=["team:data"],
+        tags={"layer": "monitoring"},
+        metadata={"dagster/column_schema": ASSET_INVENTORY.as_dagster()},
+    )
+    def asset_inventory(context: dg.AssetExecutionContext) -> Iterator[dg.Output[Query]]:
+        import pyarrow as pa
+
+        rows = inventory_rows(inventory(definitions(), store, calendar, context.instance, now()))
+        shown = ASSET_INVENTORY.column_names[1:]
+        table = markdown(shown, [["" if row[n] is None else row[n] for n in shown] for row in rows])
+        totals = {n: sum(row[n] for row in rows) for n in ("missing", "failed", "stale")}
+        context.add_asset_metadata({**totals, "inventory": dg.MetadataValue.md(table)})
+        with store.connect() as connection:
+            connection.register("inventories", pa.Table.from_pylist(rows))
+            yield dg.Output(Query(["FROM inventories"], connection))
+
+    return [asset_inventory]
