@@ -6,6 +6,8 @@ A refresh makes the stale partitions again and no others.
 """
 
 import datetime as dt
+import getpass
+import os
 import threading
 import time
 import uuid
@@ -234,7 +236,7 @@ def run_batch(
         BackfillFailed: The run failed.
     """
     job = defs.resolve_job_def(batch.stage.name)
-    tags = {"churn/started_by": "churn backfill"}
+    tags = {"churn/started_by": f"churn backfill by {_user()}"}
     if batch.keys:
         tags |= {RANGE_START: batch.keys[0], RANGE_END: batch.keys[-1]}
     run_id = str(uuid.uuid4())
@@ -255,6 +257,14 @@ def run_batch(
         reporter.join()
     if not result.success:
         raise BackfillFailed(_failure(batch, result))
+
+
+def _user() -> str:
+    """Who runs this process; a container may have no name for it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def _report(

@@ -15,13 +15,14 @@ its dependants are not stale because of it.
 import datetime as dt
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, utc_now
 from churn_assets.jobs import ON_DEMAND
+from churn_assets.refresh_log import Target, attempts
 from churn_assets.stores.models import find_provenance
 from churn_assets.stores.offline import OfflineStore, Query, current_provenance, upstream_keys
 from churn_assets.tables import Column, Table, markdown
@@ -84,24 +85,33 @@ def present_partitions(
     return recorded & set(store.keys(table)) if table else recorded
 
 
-def failed_partitions(instance: dg.DagsterInstance, asset: dg.AssetKey) -> set[str]:
-    """Partitions whose latest attempt belongs to a run that failed."""
+def outcomes(instance: dg.DagsterInstance, run_id: str) -> dict[Target, str]:
+    """The status of everything that a failed run was to make; nothing of another run."""
+    run = instance.get_run_by_id(run_id)
+    if run is None or run.status != dg.DagsterRunStatus.FAILURE:
+        return {}
+    return {target: status for target, (status, _) in attempts(instance, run).items()}
+
+
+def failed_partitions(
+    instance: dg.DagsterInstance,
+    asset: dg.AssetKey,
+    of_run: Callable[[str], Mapping[Target, str]],
+) -> set[str]:
+    """Partitions whose latest attempt failed; one that was skipped because of another did not.
+
+    `of_run` gives the `outcomes` of a run.
+    """
     log = instance.event_log_storage
-    attempts = log.get_latest_asset_partition_materialization_attempts_without_materializations(
-        asset
-    )
-    runs = {run_id for run_id, _ in attempts.values()}
-    failed = (
-        {
-            record.dagster_run.run_id
-            for record in instance.get_run_records(
-                dg.RunsFilter(run_ids=list(runs), statuses=[dg.DagsterRunStatus.FAILURE])
-            )
-        }
-        if runs
-        else set()
-    )
-    return {key for key, (run_id, _) in attempts.items() if run_id in failed}
+    unmade = log.get_latest_asset_partition_materialization_attempts_without_materializations(asset)
+    latest = {key: run_id for key, (run_id, _) in unmade.items()}
+    if record := instance.get_asset_records([asset]):
+        latest |= {WHOLE: record[0].asset_entry.last_run_id or ""}
+    return {
+        key
+        for key, run_id in latest.items()
+        if of_run(run_id).get((asset, key or None)) == "FAILURE"
+    }
 
 
 def inventory(
@@ -116,6 +126,7 @@ def inventory(
     specs = {spec.key: spec for spec in defs.resolve_all_asset_specs()}
     stale: dict[dg.AssetKey, set[str]] = {}
     on_disk = cache(store.present)
+    of_run = cache(partial(outcomes, instance))
     rows = []
     for asset in graph.toposorted_asset_keys:
         if asset not in graph.materializable_asset_keys or asset.path[-1] == ASSET_INVENTORY.name:
@@ -137,7 +148,7 @@ def inventory(
                 node.group_name,
                 existing,
                 frozenset(present),
-                frozenset(failed_partitions(instance, asset)),
+                frozenset(failed_partitions(instance, asset, of_run)),
                 frozenset(stale[asset]),
             )
         )

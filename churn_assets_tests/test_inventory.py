@@ -9,9 +9,9 @@ from click.testing import CliRunner
 
 from churn_assets.backfill import RANGE_END, RANGE_START
 from churn_assets.cli import churn
-from churn_assets.definitions import build_definitions
+from churn_assets.definitions import build_definitions, offline_store
+from churn_assets.inventory import inventory
 from churn_assets.settings import Settings
-from churn_assets.stores.offline import OfflineStore
 from churn_assets_tests.conftest import make_settings, stored
 
 START, END = "2025-01-01", "2025-06-01"
@@ -65,8 +65,7 @@ def test_counts_are_exact_and_shown_everywhere(shop: Settings) -> None:
         # April's slice is not there to roll up.
         failed = materialize(shop, instance, "daily_orders", keys=("2025-04-01",))
         assert not failed.success
-        store = build_definitions(shop).resources["io_manager"].store
-        assert isinstance(store, OfflineStore)
+        store = offline_store(shop)
         store.path(store.tables["raw_events"], "2025-01-01").unlink()
         result = materialize(shop, instance, "asset_inventory")
         [event] = result.asset_materializations_for_node("asset_inventory")
@@ -103,6 +102,22 @@ def test_counts_are_exact_and_shown_everywhere(shop: Settings) -> None:
     for asset, row in rows.items():
         numbers = [str(row[name]) for name in ("missing", "failed", "stale")]
         assert lines[asset][:4] == [f"{row['present']}/{row['existing']}", *numbers]
+
+
+def test_what_was_skipped_did_not_fail(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, end=dt.datetime(2025, 6, 1, tzinfo=dt.UTC))
+    defs = build_definitions(settings)
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        # There is no input, so no raw table can be made, and no rollup is tried.
+        defs.resolve_job_def("ingest").execute_in_process(
+            instance=instance,
+            tags={RANGE_START: "2025-01-01", RANGE_END: "2025-02-01"},
+            raise_on_error=False,
+        )
+        now = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+        rows = inventory(defs, offline_store(settings), settings.calendar(), instance, now)
+        failed = {row.asset.path[-1]: sorted(row.failed) for row in rows if row.failed}
+    assert failed == {asset: ["2025-01-01", "2025-02-01"] for asset in RAW}
 
 
 def test_it_is_taken_once_an_hour(shop: Settings) -> None:
