@@ -16,6 +16,7 @@ from churn_assets import (
     inventory,
     jobs,
     labels,
+    lineage,
     models,
     online,
     performance,
@@ -112,7 +113,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         *(truth.assets(calendar, source, store) if isinstance(source, Synthetic) else []),
     ]
     definitions = dg.Definitions(
-        assets=automation.with_conditions(assets),
+        assets=automation.with_conditions(lineage.with_lineage(assets)),
         asset_checks=[
             *checks.definitions(assets, calendar, store),
             *online.checks(calendar, store),
