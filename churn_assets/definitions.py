@@ -9,6 +9,7 @@ import warnings
 import dagster as dg
 
 from churn_assets import (
+    alerts,
     automation,
     champion,
     checks,
@@ -120,7 +121,15 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         ],
         jobs=jobs.jobs(assets),
         schedules=[automation.ingestion_schedule(calendar, raw_assets)],
-        sensors=[automation.condition_sensor()],
+        sensors=[
+            automation.condition_sensor(),
+            alerts.sensor(
+                lambda: definitions,
+                store,
+                calendar,
+                settings.alert_url.get_secret_value() if settings.alert_url else None,
+            ),
+        ],
         resources={
             "io_manager": OfflineIOManager(store, calendar),
             "online_io_manager": OnlineIOManager(store, settings.redis_url),
