@@ -3,7 +3,7 @@
 When a period ends, the schedule ingests every slice that is missing. From there each asset waits
 for what it depends on: rollups, then features of the new cutoff, labels and training data of the
 cutoff that has just matured, then models, predictions and the online sync. Each partition is
-requested once; one that failed is left for a person to look at.
+requested once; one that failed is left for a person to look at. The inventory is taken every hour.
 
 History from before the automation was switched on is not requested: `churn backfill` or a backfill
 from the UI makes it.
@@ -31,6 +31,11 @@ ON_UPDATE = (
     & ~dg.AutomationCondition.any_deps_in_progress()
 ).with_label("on_updated_partition")
 
+# Time alone makes partitions missing, and a deployed change makes them stale.
+HOURLY = dg.AutomationCondition.on_cron("0 * * * *")
+
+CONDITIONS = {"walk_forward_report": ON_UPDATE, "asset_inventory": HOURLY}
+
 
 def with_conditions(assets: list[dg.AssetsDefinition]) -> list[dg.AssetsDefinition]:
     """The assets, with the condition on all but the raw ones, which only the schedule triggers."""
@@ -38,8 +43,8 @@ def with_conditions(assets: list[dg.AssetsDefinition]) -> list[dg.AssetsDefiniti
     def automate(spec: dg.AssetSpec) -> dg.AssetSpec:
         if spec.group_name == "raw":
             return spec
-        of_all = spec.key.path[-1] == "walk_forward_report"
-        return spec.replace_attributes(automation_condition=ON_UPDATE if of_all else ON_MISSING)
+        condition = CONDITIONS.get(spec.key.path[-1], ON_MISSING)
+        return spec.replace_attributes(automation_condition=condition)
 
     return [dg.map_asset_specs(automate, [asset])[0] for asset in assets]
 

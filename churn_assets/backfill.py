@@ -2,18 +2,23 @@
 
 Without a range, a stage makes everything that it lacks. With one, it makes the range, and first
 what the range needs and lacks: every slice, and the training data that its models learn from.
+A refresh makes the stale partitions again and no others.
 """
 
 import datetime as dt
+import getpass
+import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, parse_key
+from churn_assets.inventory import AssetInventory
 from churn_assets.jobs import STAGES, Stage
 from churn_assets.raw import QUARANTINED_ROWS, RAW_TABLES
 
@@ -142,18 +147,58 @@ def plan_stage(
             for key in existing
             if _is_needed(calendar, definition, key, key in have, wanted, slices_only)
         ]
-    order = sorted({key for keys in needed.values() for key in keys})
-    batches = []
-    for keys in calendar.contiguous(order):
-        assets = {asset for asset, missing in needed.items() if set(keys) & set(missing)}
-        # Outputs that one step writes together are materialized together.
-        together = {k for asset in assets for k in graph.get(asset).execution_set_asset_keys}
-        batches.append(Batch(stage, tuple(sorted(assets | together)), keys))
+    batches = _batches(stage, defs, calendar, needed)
     unpartitioned = selected - set(partitioned)
     missing = any(not present(asset) for asset in unpartitioned)
-    if unpartitioned and (order or missing or stage.on_demand):
+    if unpartitioned and (batches or missing or stage.on_demand):
         batches.append(Batch(stage, tuple(sorted(unpartitioned)), ()))
     return batches
+
+
+def plan_refresh(
+    stage: Stage, defs: dg.Definitions, calendar: Calendar, rows: Sequence[AssetInventory]
+) -> list[Batch]:
+    """The runs that make the stale partitions of a stage again, and no others.
+
+    Args:
+        stage: The stage.
+        defs: The code location.
+        calendar: Where partitions lie.
+        rows: The inventory after the stages before have run: what they refreshed made more stale.
+    """
+    graph = defs.resolve_asset_graph()
+    selected = defs.resolve_job_def(stage.name).asset_layer.selected_asset_keys
+    stale = {row.asset: row.stale for row in rows if row.asset in selected and row.stale}
+    whole = tuple(sorted(asset for asset in stale if not graph.get(asset).is_partitioned))
+    needed = {asset: keys for asset, keys in stale.items() if asset not in whole}
+    return _batches(stage, defs, calendar, needed) + ([Batch(stage, whole, ())] if whole else [])
+
+
+def _batches(
+    stage: Stage,
+    defs: dg.Definitions,
+    calendar: Calendar,
+    needed: Mapping[dg.AssetKey, Collection[str]],
+) -> list[Batch]:
+    """Runs of contiguous partitions that need the same assets, in the order of partitions.
+
+    Within a stage an asset depends on the same partition of others, or on an earlier one.
+    """
+    graph = defs.resolve_asset_graph()
+    together: dict[str, frozenset[dg.AssetKey]] = {}
+    for key in sorted({key for keys in needed.values() for key in keys}):
+        # Outputs that one step writes together are materialized together.
+        together[key] = frozenset(
+            made
+            for asset, keys in needed.items()
+            if key in keys
+            for made in graph.get(asset).execution_set_asset_keys
+        )
+    return [
+        Batch(stage, tuple(sorted(assets)), keys)
+        for assets, same in groupby(together, together.__getitem__)
+        for keys in calendar.contiguous(list(same))
+    ]
 
 
 def _is_needed(
@@ -191,7 +236,7 @@ def run_batch(
         BackfillFailed: The run failed.
     """
     job = defs.resolve_job_def(batch.stage.name)
-    tags = {"churn/started_by": "churn backfill"}
+    tags = {"churn/started_by": f"churn backfill by {_user()}"}
     if batch.keys:
         tags |= {RANGE_START: batch.keys[0], RANGE_END: batch.keys[-1]}
     run_id = str(uuid.uuid4())
@@ -212,6 +257,14 @@ def run_batch(
         reporter.join()
     if not result.success:
         raise BackfillFailed(_failure(batch, result))
+
+
+def _user() -> str:
+    """Who runs this process; a container may have no name for it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def _report(

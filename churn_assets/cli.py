@@ -76,20 +76,26 @@ def _console() -> "Console":
 @click.option("--to", "last", type=KEY, help="Last cutoff to make again, YYYY-MM-DD.")
 @click.option("--last", "newest", type=click.IntRange(min=1), help="Complete the newest N cutoffs.")
 @click.option("--stage", "names", multiple=True, help="Only this stage, such as ingest or models.")
+@click.option("--stale", is_flag=True, help="Make what is stale again, and nothing else.")
 def backfill(
     first: dt.datetime | None,
     last: dt.datetime | None,
     newest: int | None,
     names: Sequence[str],
+    stale: bool,
 ) -> None:
     """Materialize all stages in order; by default everything that is missing.
 
     With --from and --to, the cutoffs in between are made again, and what they need is made first
-    where it is missing. With --stage ingest alone, the bounds are slices.
+    where it is missing. With --stage ingest alone, the bounds are slices. With --stale, what became
+    stale is made again, such as everything that was made from a slice with late rows.
     """
+    if stale and (first or last or newest or names):
+        raise ValueError("--stale goes alone: it finds the stages and partitions by itself.")
     from churn_assets import backfill as backfills
     from churn_assets.definitions import build_definitions, offline_store
-    from churn_assets.inventory import present_partitions
+    from churn_assets.inventory import inventory, present_partitions
+    from churn_assets.jobs import ON_DEMAND
     from churn_assets.stores.offline import write_views
 
     settings = Settings.read()
@@ -108,16 +114,20 @@ def backfill(
     console = _console()
     with dagster_instance(settings) as instance:
         made = 0
+        rows = inventory(defs, store, calendar, instance, now) if stale else []
         for stage in stages:
-            batches = backfills.plan_stage(
-                stage,
-                defs,
-                calendar,
-                lambda asset: present_partitions(defs, store, instance, asset),
-                now,
-                wanted,
-                slices_only,
-            )
+            if stale:
+                batches = backfills.plan_refresh(stage, defs, calendar, rows)
+            else:
+                batches = backfills.plan_stage(
+                    stage,
+                    defs,
+                    calendar,
+                    lambda asset: present_partitions(defs, store, instance, asset),
+                    now,
+                    wanted,
+                    slices_only,
+                )
             for batch in batches:
                 with _progress(console, batch) as on_step:
                     try:
@@ -125,8 +135,15 @@ def backfill(
                     except backfills.BackfillFailed as failure:
                         raise click.ClickException(str(failure)) from None
             made += len(batches)
+            if stale and batches:  # which may have made more stale
+                rows = inventory(defs, store, calendar, instance, now)
+        if stale and any(row.stale and row.asset.path[-1] in ON_DEMAND for row in rows):
+            console.print(
+                f"{', '.join(sorted(ON_DEMAND))} was made from other inputs and is kept: only its "
+                "own stage makes it anew, such as `churn backfill --stage topics`."
+            )
         if not made:
-            console.print("Nothing is missing.")
+            console.print(f"Nothing is {'stale' if stale else 'missing'}.")
         else:
             write_views(store, settings.home / "offline_store.duckdb")
 
@@ -183,7 +200,6 @@ def status() -> None:
             utc_now(),
         )
     for row in rows:
-        gaps = sorted({*row.missing, *row.failed, *row.stale})
         table.add_row(
             row.group,
             row.asset.path[-1],
@@ -191,7 +207,7 @@ def status() -> None:
             str(len(row.missing)),
             str(len(row.failed)),
             str(len(row.stale)),
-            gaps[0] if gaps else "",
+            row.first_gap or "",
         )
     _console().print(table)
 

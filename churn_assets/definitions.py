@@ -9,12 +9,15 @@ import warnings
 import dagster as dg
 
 from churn_assets import (
+    alerts,
     automation,
     champion,
     checks,
     drift,
+    inventory,
     jobs,
     labels,
+    lineage,
     models,
     online,
     performance,
@@ -52,6 +55,7 @@ TABLES: dict[str, Table] = {
         registry.FEATURE_REGISTRY,
         truth.SYNTHETIC_TRUTH,
         performance.REALISED_PERFORMANCE,
+        inventory.ASSET_INVENTORY,
     )
 }
 
@@ -100,23 +104,32 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         *models.assets(calendar, store, tracking, economics, settings.seed, kinds, settings.tuning),
         *champion.assets(calendar, store, tracking, economics, [kind.name for kind in kinds]),
         *predictions.assets(calendar, store),
-        *online.assets(calendar),
+        *online.assets(calendar, store),
         *performance.assets(
             calendar, store, economics, settings.seed, isinstance(source, Synthetic)
         ),
         *drift.assets(calendar, store),
+        *inventory.assets(lambda: definitions, store, calendar),
         *registry.assets(calendar, settings.home.parent / "feature_registry.yaml"),
         *(truth.assets(calendar, source, store) if isinstance(source, Synthetic) else []),
     ]
-    return dg.Definitions(
-        assets=automation.with_conditions(assets),
+    definitions = dg.Definitions(
+        assets=automation.with_conditions(lineage.with_lineage(assets)),
         asset_checks=[
             *checks.definitions(assets, calendar, store),
             *online.checks(calendar, store),
         ],
         jobs=jobs.jobs(assets),
         schedules=[automation.ingestion_schedule(calendar, raw_assets)],
-        sensors=[automation.condition_sensor()],
+        sensors=[
+            automation.condition_sensor(),
+            alerts.sensor(
+                lambda: definitions,
+                store,
+                calendar,
+                settings.alert_url.get_secret_value() if settings.alert_url else None,
+            ),
+        ],
         resources={
             "io_manager": OfflineIOManager(store, calendar),
             "online_io_manager": OnlineIOManager(store, settings.redis_url),
@@ -124,6 +137,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         # DuckDB uses every core within a step; a process per step would only add its start-up.
         executor=dg.in_process_executor,
     )
+    return definitions
 
 
 defs = build_definitions(Settings.read())

@@ -13,7 +13,7 @@ import dagster as dg
 from churn_assets.cutoffs import Calendar
 from churn_assets.features import GROUPS
 from churn_assets.predictions import CHURN_PREDICTIONS
-from churn_assets.stores.offline import OfflineStore, Query, Scan
+from churn_assets.stores.offline import OfflineStore, Query, Scan, provenances
 from churn_assets.tables import Table, cutoff_table
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def differences(
     return {name: count for name, count in row.to_pylist()[0].items() if count}
 
 
-def assets(calendar: Calendar) -> list[dg.AssetsDefinition]:
+def assets(calendar: Calendar, store: OfflineStore) -> list[dg.AssetsDefinition]:
     """The online sync."""
 
     @dg.asset(
@@ -90,6 +90,10 @@ def assets(calendar: Calendar) -> list[dg.AssetsDefinition]:
     )
     def online_features(context: dg.AssetExecutionContext, **tables: Scan) -> Query:
         newest = max(context.partition_keys)
+        made_from = provenances(store, calendar, context)
+        for key in context.partition_keys:
+            # Redis keeps the newest versions only, so what each was made from is kept by Dagster.
+            context.add_asset_metadata(made_from(key), partition_key=key)
         query = online_query({name: scan.sql for name, scan in tables.items()})
         return Query([f"SELECT * FROM ({query}) WHERE cutoff = DATE '{newest}'"])
 

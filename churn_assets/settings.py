@@ -73,6 +73,9 @@ class Settings(BaseSettings):
         None, validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri")
     )
 
+    alert_url: SecretStr | None = Field(
+        None, description="where alerts go, as apprise URLs; without it they are only logged"
+    )
     api_keys: SecretStr | None = Field(
         None, description="callers of the service: name:sha256:scope+scope, separated by commas"
     )
@@ -108,6 +111,24 @@ class Settings(BaseSettings):
             )
         return names
 
+    @field_validator("alert_url")
+    @classmethod
+    def _deliverable(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is None or not url.get_secret_value():
+            return None
+        if find_spec("apprise") is None:
+            raise ValueError(
+                "apprise is not installed. Run `pip install 'churn-assets[alerts]'`, or unset it"
+            )
+        import apprise
+
+        if not apprise.Apprise().add(url.get_secret_value()):
+            raise ValueError(
+                "no service takes this. It is a URL such as jsons://host/path (a webhook), "
+                "mailtos://user:password@host or slack://…; https://appriseit.com lists them"
+            )
+        return url
+
     @field_validator("end", mode="before")
     @classmethod
     def _no_end(cls, value: object) -> object:
@@ -131,8 +152,11 @@ class Settings(BaseSettings):
             settings = cls()
             settings.calendar()
         except ValidationError as error:
+            secret = {n for n, f in cls.model_fields.items() if f.annotation == SecretStr | None}
             wrong = [
-                f"{_variable(str(e['loc'][0]))}={e['input']!r}: {e['msg']}" for e in error.errors()
+                f"{_variable(name)}={'***' if name in secret else repr(e['input'])}: {e['msg']}"
+                for e in error.errors()
+                for name in [str(e["loc"][0])]
             ]
             raise SettingsError("; ".join(wrong)) from None
         return settings

@@ -3,6 +3,7 @@ backfill that needs more than its command.
 """
 
 import datetime as dt
+import getpass
 import os
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def test_sql_reads_every_table_and_the_log(shop: Path) -> None:
     assert run.returncode == 0, run.stderr
     run = churn(shop, "sql", "SELECT DISTINCT status, started_by FROM refresh_log", **SMALL_SHOP)
     assert "SUCCESS" in run.stdout
-    assert "churn backfill" in run.stdout
+    assert f"churn backfill by {getpass.getuser()}" in run.stdout
     run = churn(shop, "sql", "SELECT nonsense", **SMALL_SHOP)
     assert run.returncode == 1
     assert "Traceback" not in run.stderr
