@@ -152,6 +152,11 @@ def test_the_graph_is_the_one_that_was_reviewed(tmp_path: Path) -> None:
     assert snapshot == json.loads(SNAPSHOT.read_text())
 
 
+def test_a_code_location_loads(tmp_path: Path) -> None:
+    """What a code server does, and a run in a test does not: hold all definitions together."""
+    build_definitions(small_shop(tmp_path)).get_repository_def().load_all_definitions()
+
+
 def test_every_asset_is_described_owned_and_runs_as_one_range(tmp_path: Path) -> None:
     graph = build_definitions(small_shop(tmp_path)).resolve_asset_graph()
     for key in graph.materializable_asset_keys:
