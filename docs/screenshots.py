@@ -28,24 +28,23 @@ def pages(dagster: str, service: str, settings: Settings) -> dict[str, tuple[str
         raise SystemExit("There is no champion yet: `make demo` first.")
     customer = read_version(connect(settings.home, settings.redis_url))["customer_id"][0].as_py()
     asset = f"{dagster}/assets"
-    model = f"{asset}/{champion.model}?partition={champion.model_cutoff}&view=partitions"
+    cutoff = f"view=partitions&partition={champion.cutoff}"
     return {
-        "graph": (f"{dagster}/asset-groups", 1000),
-        "features": (f"{asset}/customer_rfm_features?view=overview", 1600),
-        "partition": (f"{asset}/customer_review_features?partition={champion.cutoff}", 1600),
-        "plots": (f"{asset}/customer_rfm_features?view=plots", 1100),
-        "model": (model, 2400),
-        "checks": (f"{asset}/customer_rfm_features?view=checks", 1000),
-        "inventory": (f"{asset}/asset_inventory?view=overview", 1400),
-        "drift": (f"{asset}/drift_report?partition={champion.cutoff}", 1800),
-        "report": (f"{asset}/walk_forward_report?view=overview", 1600),
-        "timeline": (f"{dagster}/runs", 900),
+        "graph": (f"{dagster}/asset-groups", 700),
+        "asset": (f"{asset}/customer_rfm_features", 1500),
+        "partition": (f"{asset}/customer_review_features?{cutoff}", 2000),
+        "model": (f"{asset}/{champion.model}?{cutoff}", 3000),
+        "check": (f"{asset}/customer_rfm_features?view=checks", 700),
+        "inventory": (f"{asset}/asset_inventory", 2400),
+        "drift": (f"{asset}/drift_report?{cutoff}", 2200),
+        "report": (f"{asset}/walk_forward_report", 2000),
+        "runs": (f"{dagster}/runs", 700),
         "service": (f"{service}/#{customer}", 1400),
     }
 
 
 def take(url: str, height: int, picture: Path) -> None:
-    """A picture of a page, two thousand pixels wide at most."""
+    """A picture of a page."""
     with tempfile.TemporaryDirectory() as profile:
         subprocess.run(
             [
