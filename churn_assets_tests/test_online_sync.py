@@ -11,6 +11,7 @@ import dagster as dg
 import pyarrow.compute as pc
 import pytest
 
+from churn_assets import checks
 from churn_assets import online as assets
 from churn_assets.backfill import RANGE_END, RANGE_START
 from churn_assets.definitions import build_definitions, offline_store
@@ -50,6 +51,9 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
         )
         with store.connect() as connection:
             store.publish(connection, table, [rows], cutoffs, lambda _: {})
+        with dg.DagsterInstance.ephemeral() as instance:
+            for key in cutoffs:
+                checks.accept(store, settings.calendar(), table.name, key, "Made up.", instance)
     yield settings
     stop(settings.home)
 

@@ -465,7 +465,11 @@ OTHER_CSVS = {
         "c1,2024-04-01,",
     ],
     "reviews": ["customer_id,review_timestamp,text", "c1,2024-02-29 23:59:59,Nice", "c1,,Nice"],
-    "satisfaction": ["customer_id,surveyed_at,satisfaction_score", "c1,2024-01-31,6"],
+    "satisfaction": [
+        "customer_id,surveyed_at,satisfaction_score",
+        "c1,2024-01-31,6",
+        "c1,2024-01-30,5",
+    ],
 }
 
 
@@ -495,7 +499,7 @@ def test_a_run_conserves_every_source_row(run: Run) -> None:
     tables = {"events": EVENTS_CSV, **OTHER_CSVS}
     kept = {name: len(stored(run[0], f"raw_{name}")) for name in tables}
     rejected = Counter(row["source"] for row in stored(run[0], "quarantined_rows"))
-    assert kept == {"events": 5, "customers": 2, "reviews": 1, "satisfaction": 0}
+    assert kept == {"events": 5, "customers": 2, "reviews": 1, "satisfaction": 1}
     assert {name: kept[name] + rejected[name] for name in tables} == {
         name: len(lines) - 1 for name, lines in tables.items()
     }
@@ -527,8 +531,8 @@ def metadata(result: dg.ExecuteInProcessResult, table: str, key: str) -> Mapping
 
 def test_the_quarantine_rate_is_over_the_rows_of_the_period(run: Run) -> None:
     rates = [metadata(run[1], "quarantined_rows", key)["quarantine_rate"] for key in KEYS]
-    # January: 2 events and the old profile kept, one event and one survey rejected.
-    assert rates == [pytest.approx(2 / 5), pytest.approx(1 / 4), 0, 0]
+    # January: 2 events, the old profile and a survey kept, one event and one survey rejected.
+    assert rates == [pytest.approx(2 / 6), pytest.approx(1 / 4), 0, 0]
     by_reason = metadata(run[1], "quarantined_rows", KEYS[0])["by_reason"]
     assert "| events | before_start | 1 |" in by_reason
 

@@ -384,7 +384,7 @@ class Direct(Route):
             and not scope["query_string"]
             and 0 < len(found["path_params"]["customer_id"]) <= MAX_ID_LENGTH
         )
-        return (match, found) if plain else (Match.NONE, {})
+        return (match, {**found, "route": self}) if plain else (Match.NONE, {})
 
 
 @router.get("/health")

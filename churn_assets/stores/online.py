@@ -239,8 +239,10 @@ def publish(
         manifest = Manifest(version, len(rows), buckets, codec)
         missing = [bucket for bucket, size in enumerate(_sizes(client, manifest)) if not size]
         _upload(client, manifest, table["customer_id"], rows, bounds, missing, int(*deadline))
-        _compare_sample(client, manifest, table["customer_id"], rows)
-        outcome, version = _run(client, _FLIP, version, content, int(_keep(client, manifest)))
+        whole = _keep(client, manifest)
+        if whole:
+            _compare_sample(client, manifest, table["customer_id"], rows)
+        outcome, version = _run(client, _FLIP, version, content, int(whole))
     _delete_leftovers(client)
     if outcome == "lost":
         raise OnlineStoreError(
