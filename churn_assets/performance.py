@@ -300,7 +300,8 @@ def assets(
             context.add_asset_metadata(numbers | {"model": row["model"]}, partition_key=key)
         with store.connect() as connection:
             connection.register("realised", pa.Table.from_pylist(rows))
-            yield dg.Output(Query(["SELECT * FROM realised"], connection))
+            query = Query(["SELECT * FROM realised"], connection)
+            yield dg.Output(query, output_name=REALISED_PERFORMANCE.name)
 
     @dg.asset(
         name="walk_forward_report",
