@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import dagster as dg
+from sqlalchemy.exc import OperationalError
 
 from churn_assets.cutoffs import Calendar, parse_key
+from churn_assets.interrupted import running
 from churn_assets.inventory import AssetInventory
 from churn_assets.jobs import STAGES, Stage
 from churn_assets.raw import QUARANTINED_ROWS, RAW_TABLES
@@ -244,14 +246,15 @@ def run_batch(
     reporter = threading.Thread(target=_report, args=(instance, run_id, done, on_step), daemon=True)
     reporter.start()
     try:
-        result = job.execute_in_process(
-            instance=instance,
-            run_id=run_id,
-            tags=tags,
-            asset_selection=list(batch.assets),
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            raise_on_error=False,
-        )
+        with running(instance, run_id):
+            result = job.execute_in_process(
+                instance=instance,
+                run_id=run_id,
+                tags=tags,
+                asset_selection=list(batch.assets),
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                raise_on_error=False,
+            )
     finally:
         done.set()
         reporter.join()
@@ -282,7 +285,10 @@ def _report(
     cursor: str | None = None
     last_look = False
     while True:
-        connection = instance.get_records_for_run(run_id, cursor, set(names))
+        try:
+            connection = instance.get_records_for_run(run_id, cursor, set(names))
+        except OperationalError:  # the run meets it too, and says so
+            return
         cursor = connection.cursor
         for record in connection.records:
             event = record.event_log_entry.dagster_event

@@ -47,22 +47,36 @@ def churn() -> None:
 
 @contextmanager
 def dagster_instance(settings: Settings) -> "Iterator[dg.DagsterInstance]":
-    """The instance of DAGSTER_HOME; without one, the instance inside CHURN_HOME."""
+    """The instance of DAGSTER_HOME; without one, the instance inside CHURN_HOME.
+
+    Raises:
+        OSError: Its folder or its storage cannot be written.
+    """
     import dagster as dg
+    from sqlalchemy.exc import OperationalError
 
     home = Path(os.environ.get("DAGSTER_HOME") or settings.dagster_home)
     try:
         home.mkdir(parents=True, exist_ok=True)
         if not (home / "dagster.yaml").exists() and DAGSTER_YAML.exists():
-            shutil.copy(DAGSTER_YAML, home / "dagster.yaml")
+            # In one step, for other commands that start now.
+            made = home / f"dagster.yaml.{os.getpid()}"
+            shutil.copy(DAGSTER_YAML, made)
+            made.replace(home / "dagster.yaml")
     except OSError as error:
         raise OSError(
             f"CHURN_HOME ({settings.home}) cannot be written: {error}. "
             "Set CHURN_HOME to a folder that this user may write to."
         ) from error
     os.environ["DAGSTER_HOME"] = str(home)
-    with dg.DagsterInstance.get() as instance:
-        yield instance
+    try:
+        with dg.DagsterInstance.get() as instance:
+            yield instance
+    except OperationalError as error:
+        raise OSError(
+            f"Dagster's storage in {home} cannot be used: {error.orig}. See that its disk has "
+            "space left and that no other program locks it, and run again."
+        ) from error
 
 
 def _console() -> "Console":
@@ -144,8 +158,8 @@ def backfill(
             )
         if not made:
             console.print(f"Nothing is {'stale' if stale else 'missing'}.")
-        else:
-            write_views(store, settings.home / "offline_store.duckdb")
+        # Also then: the last run may have been killed before it came to this.
+        write_views(store, settings.home / "offline_store.duckdb")
 
 
 @contextmanager

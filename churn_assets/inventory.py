@@ -1,10 +1,10 @@
 """What is there: per asset, which partitions are present, missing, failed or stale.
 
 Present is what Dagster recorded as materialized and, for a table of the offline store, what has a
-file. Failed is a partition whose latest attempt failed after its latest success. Stale is a
-partition whose provenance differs from what it would have now, or that was made from a stale one.
-An asset that keeps no provenance, such as a report, is stale where something that it reads was
-materialized after it.
+file that can be read. Failed is a partition whose latest attempt failed after its latest success.
+Stale is a partition whose provenance differs from what it would have now, or that was made from a
+stale one. An asset that keeps no provenance, such as a report, is stale where something that it
+reads was materialized after it.
 
 What a person alone makes again, the topic model, may be stale and is none the less the current one:
 its dependants are not stale because of it.
@@ -79,10 +79,10 @@ def present_partitions(
     node = defs.resolve_asset_graph().get(asset)
     if not node.is_partitioned:
         materialized = instance.get_latest_materialization_event(asset) is not None
-        has_file = table is None or store.path(table, None).exists()
+        has_file = table is None or store.has(table, None)
         return {WHOLE} if materialized and has_file else set()
     recorded = set(instance.get_materialized_partitions(asset))
-    return recorded & set(store.keys(table)) if table else recorded
+    return {key for key in recorded if store.has(table, key)} if table else recorded
 
 
 def outcomes(instance: dg.DagsterInstance, run_id: str) -> dict[Target, str]:

@@ -119,7 +119,10 @@ def assets(calendar: Calendar, yaml_file: Path) -> list[dg.AssetsDefinition]:
         import yaml
 
         yaml_file.parent.mkdir(parents=True, exist_ok=True)
-        yaml_file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        # Not in the folder for staged files, which may be on another file system.
+        made = yaml_file.with_suffix(".new")
+        made.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+        made.replace(yaml_file)
         context.add_output_metadata({"yaml": dg.MetadataValue.path(str(yaml_file))})
         return Query([query])
 

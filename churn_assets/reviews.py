@@ -19,7 +19,6 @@ scorer and of the models, and every later slice or re-run takes them from there.
 import hashlib
 import inspect
 import json
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -34,6 +33,7 @@ from churn_assets.raw import REVIEWS
 from churn_assets.settings import Settings
 from churn_assets.stores.models import MANIFEST, ModelStore
 from churn_assets.stores.offline import OfflineStore, Query, Scan, current_provenance, quoted
+from churn_assets.stores.staging import staged
 from churn_assets.tables import CUSTOMER_ID, SLICE, Column, Table, markdown, sql_version
 from churn_assets.text_models import TextModel
 from churn_assets.topics import TOPICS, TopicModel
@@ -290,13 +290,13 @@ def score_new_texts(
 
 def _keep(connection: "DuckDBPyConnection", store: OfflineStore, folder: Path) -> None:
     """Publish `scored_chunk` as one more file, named by its texts: equal ones have equal rows."""
-    staged = store.staging_folder() / f"{uuid.uuid4().hex}.parquet"
-    connection.execute(f"COPY scored_chunk TO '{quoted(staged)}' (FORMAT parquet)")
     [(name,)] = connection.execute(
         "SELECT sha256(string_agg(text_hash, '' ORDER BY text_hash)) FROM scored_chunk"
     ).fetchall()
     folder.mkdir(parents=True, exist_ok=True)
-    staged.replace(folder / f"{name}.parquet")
+    with staged(store.home) as path:
+        connection.execute(f"COPY scored_chunk TO '{quoted(path)}' (FORMAT parquet)")
+        path.replace(folder / f"{name}.parquet")
 
 
 def scored_reviews_query(reviews: str) -> str:
@@ -326,10 +326,13 @@ def assets(
         made_from = current_provenance(store, calendar, spec, None, cache(store.present))
         manifest, model = fit_topic_model(store, calendar, seed, made_from)
         matches = topics.match_topics(previous, model) if previous and model else []
-        if model:
+        record(manifest, run_id)
+        return manifest, topic_metadata(manifest, matches)
+
+    def record(manifest: TopicManifest, run_id: str) -> None:
+        if not manifest.reason:
             folder = model_store.folder(TOPIC_MODEL, None) / manifest.version
             tracking.record_topics(manifest.version, manifest.texts, manifest.words, folder, run_id)
-        return manifest, topic_metadata(manifest, matches)
 
     sources = (topics, text_models, *([text_vectors] if VECTOR_COLUMNS else []))
 
@@ -386,6 +389,11 @@ def assets(
                 )
                 return
             manifest, metadata = fit(topic_spec, context.run.run_id)
+            context.log_event(dg.AssetMaterialization(TOPIC_MODEL, metadata=metadata))
+        elif context.instance.get_latest_materialization_event(topic_spec.key) is None:
+            # The run that fitted it was killed before it said so.
+            record(manifest, context.run.run_id)
+            metadata = topic_metadata(manifest, [])
             context.log_event(dg.AssetMaterialization(TOPIC_MODEL, metadata=metadata))
         models = load_models(model_store, manifest)
         with store.connect() as connection:

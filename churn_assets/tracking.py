@@ -18,7 +18,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from churn_assets.estimators import inputs
 from churn_assets.stores.models import Manifest, ModelStore
+from churn_assets.stores.staging import staged
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,6 +83,8 @@ class Tracking:
         """
         mlflow = _mlflow()
         with self._locked():
+            if not self.uri:
+                self._make_database()
             client: MlflowClient = mlflow.MlflowClient(
                 self.tracking_uri, registry_uri=self.tracking_uri
             )
@@ -90,6 +93,14 @@ class Tracking:
                 return client, str(experiment.experiment_id)
             local = None if self.uri else (self.home / "mlartifacts").as_uri()
             return client, str(client.create_experiment(EXPERIMENT, artifact_location=local))
+
+    def _make_database(self) -> None:
+        """Make the SQLite file where there is none, whole: a schema half made is of no use."""
+        database = self.home / "mlflow.db"
+        if not database.exists():
+            with staged(self.home) as made:
+                _mlflow().MlflowClient(f"sqlite:///{made}").search_experiments()
+                made.replace(database)
 
     def record(
         self,
@@ -107,7 +118,23 @@ class Tracking:
             dagster_run_id: The Dagster run that made it.
             evaluation: Its plots, report and importance, where it was just made.
             example: A few rows of its input.
+
+        Raises:
+            TimeoutError: Another process keeps the SQLite file locked.
         """
+        _ = self.client  # Opened first: that takes the lock too.
+        # Two runs of a partition would each leave one, not knowing of the other's.
+        with self._locked():
+            return self._record(manifest, params, dagster_run_id, evaluation, example)
+
+    def _record(
+        self,
+        manifest: Manifest,
+        params: Mapping[str, object],
+        dagster_run_id: str = "",
+        evaluation: "Evaluation | None" = None,
+        example: "pd.DataFrame | None" = None,
+    ) -> str:
         mlflow = _mlflow()
         from mlflow.entities import Metric, Param, RunTag
 
@@ -156,7 +183,8 @@ class Tracking:
                     input_example=None if example is None else inputs(example, manifest.columns),
                 )
         except BaseException:
-            self.client.set_terminated(run_id, "FAILED")
+            with suppress(mlflow.MlflowException):  # it fails for the same reason
+                self.client.set_terminated(run_id, "FAILED")
             raise
         for old in replaced:
             self.client.delete_run(old)
@@ -183,22 +211,24 @@ class Tracking:
         from mlflow.entities import Param
 
         asset = "review_topic_model"
-        replaced = self._runs(asset, "")
         tags = {
             ASSET_TAG: asset,
             PARTITION_TAG: "",
             VERSION_TAG: version,
             DAGSTER_RUN_TAG: dagster_run_id,
         }
-        run = self.client.create_run(self.experiment_id, run_name=asset, tags=tags)
-        run_id = str(run.info.run_id)
-        self.client.log_batch(run_id, params=[Param("texts", str(texts))])
-        named = {f"topic_{i}": list(top) for i, top in enumerate(words)}
-        self.client.log_dict(run_id, named, "top_words.json")
-        self.client.log_artifacts(run_id, str(folder), "topic_model")
-        self.client.set_terminated(run_id)
-        for old in replaced:
-            self.client.delete_run(old)
+        client = self.client  # Opened first: that takes the lock too.
+        with self._locked():
+            replaced = self._runs(asset, "")
+            run = client.create_run(self.experiment_id, run_name=asset, tags=tags)
+            run_id = str(run.info.run_id)
+            client.log_batch(run_id, params=[Param("texts", str(texts))])
+            named = {f"topic_{i}": list(top) for i, top in enumerate(words)}
+            client.log_dict(run_id, named, "top_words.json")
+            client.log_artifacts(run_id, str(folder), "topic_model")
+            client.set_terminated(run_id)
+            for old in replaced:
+                client.delete_run(old)
         return run_id
 
     def run_url(self, run_id: str) -> str:
@@ -244,7 +274,7 @@ class Tracking:
                 return str(known.version)
         runs = self._runs(manifest.model, manifest.cutoff, "AND attributes.status = 'FINISHED'")
         # Without a run, MLflow was emptied or moved since the model was trained.
-        run_id = runs[0] if runs else self.record(manifest, {})
+        run_id = runs[0] if runs else self._record(manifest, {})
         outputs: Any = self.client.get_run(run_id).outputs
         model_id = outputs.model_outputs[0].model_id
         created = self.client.create_model_version(
@@ -284,11 +314,24 @@ class Tracking:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """One process of this installation at a time."""
+        """One process of this installation at a time.
+
+        Raises:
+            TimeoutError: A process of another kind, such as a database browser, locks SQLite.
+        """
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "mlflow.lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            try:
+                yield
+            except _mlflow().MlflowException as error:
+                if "database is locked" not in str(error):
+                    raise
+                raise TimeoutError(
+                    f"{self.tracking_uri} is locked by another process, for longer than MLflow "
+                    "waits. End what writes to it (`fuser` and the path name it), and run again: "
+                    "what was recorded of this partition is replaced."
+                ) from error
 
 
 def _mlflow() -> Any:

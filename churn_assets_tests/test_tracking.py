@@ -176,3 +176,45 @@ def test_processes_may_open_a_new_store_at_once_and_send_no_telemetry(tmp_path: 
     results = [process.communicate() for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], results
     assert len({out for out, _ in results}) == 1
+
+
+def test_a_schema_that_is_half_made_is_never_used(tmp_path: Path):
+    command = [sys.executable, "-c", OPEN_THE_STORE, str(tmp_path)]
+    maker = subprocess.Popen(command, env={}, stdout=subprocess.DEVNULL)
+    while not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size]:
+        assert maker.poll() is None
+    maker.kill()
+    maker.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert Tracking(tmp_path).experiment_id
+
+
+RECORD = """
+import sys; from pathlib import Path
+from churn_assets.stores.models import ModelStore
+from churn_assets.tracking import Tracking
+tracking = Tracking(Path(sys.argv[1]))
+manifest = ModelStore(tracking.home).manifest("logistic_regression_model", "2025-06-01")
+tracking.record(manifest, {})
+print(flush=True)
+sys.stdin.readline()
+for _ in range(3):
+    tracking.record(manifest, {})
+"""
+
+
+def test_processes_that_record_a_partition_at_once_leave_one_run(tmp_path: Path):
+    tracking = Tracking(tmp_path)
+    manifest = made(tracking, LOGISTIC, "2025-06-01")
+    command = [sys.executable, "-c", RECORD, str(tmp_path)]
+    both = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)
+    ]
+    for process in both:  # each is ready
+        assert process.stdout
+        process.stdout.readline()
+    for process in both:
+        assert process.stdin
+        process.stdin.close()
+    assert [process.wait() for process in both] == [0, 0]
+    assert len(runs(tracking, manifest)) == 1

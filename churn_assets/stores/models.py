@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from churn_assets.cutoffs import parse_key
 from churn_assets.estimators import EXTRA_ESTIMATORS, FittedModel
+from churn_assets.stores.staging import staged
 from churn_assets.tables import Column
 
 if TYPE_CHECKING:
@@ -168,12 +168,12 @@ class ModelStore:
         previous = json.loads(current.read_text())["version"] if current.exists() else ""
         target = folder / version
         if not target.exists():
-            staged = self._staging() / uuid.uuid4().hex
-            staged.mkdir()
-            write(staged)
-            (staged / MANIFEST).write_text(manifest)
-            folder.mkdir(parents=True, exist_ok=True)
-            _move(staged, target)
+            with staged(self.home) as made:
+                made.mkdir()
+                write(made)
+                (made / MANIFEST).write_text(manifest)
+                folder.mkdir(parents=True, exist_ok=True)
+                _move(made, target)
         self.write_text(current, manifest)
         for leftover in folder.iterdir():
             if leftover.is_dir() and leftover.name not in {version, previous}:
@@ -181,13 +181,13 @@ class ModelStore:
 
     def write_text(self, path: Path, text: str) -> None:
         """Replace a file in one step."""
-        staged = self._staging() / uuid.uuid4().hex
-        with staged.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staged.replace(path)
+        with staged(self.home) as made:
+            with made.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made.replace(path)
 
     def find(self, model: str, cutoff: str) -> Manifest | None:
         """The manifest of a model, or None where there is no such model."""
@@ -231,11 +231,6 @@ class ModelStore:
         """
         refuse_other_features(manifest, feature_versions)
         return read_artefact(self.artefact(manifest))
-
-    def _staging(self) -> Path:
-        folder = self.home / "staging"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
 
 
 def find_provenance(manifest: Path) -> Mapping[str, str] | None:
@@ -320,17 +315,16 @@ def package_of(classifier: Any) -> str:
     return type(classifier).__module__.partition(".")[0]
 
 
-def _move(staged: Path, target: Path) -> None:
+def _move(made: Path, target: Path) -> None:
     """Rename a staged folder; another run may have published the same version meanwhile."""
-    for path in staged.iterdir():
+    for path in made.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
     try:
-        staged.rename(target)
+        made.rename(target)
     except OSError:
         if not target.exists():
             raise
-        shutil.rmtree(staged)
 
 
 def libraries(pipeline: Any) -> dict[str, str]:

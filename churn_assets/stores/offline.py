@@ -12,9 +12,10 @@ Nothing here knows features or labels, and no data passes through Python.
 
 import datetime as dt
 import hashlib
+import logging
 import os
+import re
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ import dagster as dg
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.settings import Settings
 from churn_assets.stores.models import MANIFEST, ModelStore
+from churn_assets.stores.staging import staged
 from churn_assets.tables import Table
 
 if TYPE_CHECKING:
@@ -36,8 +38,7 @@ if TYPE_CHECKING:
 # stays flat: 16 buckets over 108 M events took 1.2 GB instead of 7 GB.
 ROWS_PER_BUCKET = 7_000_000
 
-# A staged file this old belongs to a killed run: no query takes a day.
-STAGING_GRACE_SECONDS = 86_400
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,36 @@ def row_count(path: Path) -> int:
     return int(pq.read_metadata(path).num_rows)
 
 
+class UnreadableFile(ValueError):
+    """A file of the offline store is damaged."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        folder, _, key = path.parent.name.partition("=")
+        partition = f"{path.parents[1].name} {key}" if key else folder
+        super().__init__(
+            f"{path} cannot be read: {why.strip().rstrip('.')}. Delete it and run "
+            f"`churn backfill`, which makes {partition} again from what it was made from."
+        )
+
+
+@lru_cache(maxsize=100_000)
+def _damage(path: Path, modified_ns: int, size: int) -> str:
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowInvalid
+
+    try:
+        pq.read_metadata(path)
+    except (ArrowInvalid, OSError) as error:
+        return str(error)
+    return ""
+
+
+def damage(path: Path) -> str:
+    """Why the footer of a Parquet file cannot be read; empty where it can."""
+    stat = path.stat()
+    return _damage(path, stat.st_mtime_ns, stat.st_size)
+
+
 @lru_cache(maxsize=100_000)
 def _digest(path: Path, modified_ns: int, size: int) -> str:
     with path.open("rb") as file:
@@ -145,7 +176,13 @@ class OfflineStore:
 
     @contextmanager
     def connect(self) -> "Iterator[DuckDBPyConnection]":
-        """An in-memory connection in UTC, through Dagster's DuckDB resource."""
+        """An in-memory connection in UTC, through Dagster's DuckDB resource.
+
+        Raises:
+            UnreadableFile: A query within met a damaged file.
+            OSError: The disk is full.
+        """
+        import duckdb
         from dagster_duckdb import DuckDBResource
 
         resource = DuckDBResource(database=":memory:", connection_config=dict(self.duckdb))
@@ -154,7 +191,18 @@ class OfflineStore:
             # With statistics, a column without a NULL anywhere in the run is written as REQUIRED,
             # and a partition's bytes would depend on what was written with it.
             connection.execute("SET disabled_optimizers = 'statistics_propagation'")
-            yield connection
+            try:
+                yield connection
+            except duckdb.Error as error:
+                if found := re.search('Failed to read file "(.*?)": (.*)', str(error)):
+                    raise UnreadableFile(Path(found[1]), found[2]) from error
+                if "No space left on device" in str(error):
+                    raise OSError(
+                        f"No space left on device: the disk of CHURN_HOME ({self.home}) or of "
+                        "CHURN_DUCKDB_TEMP_DIRECTORY is full. What was published stays as it was; "
+                        "free some space and run again."
+                    ) from error
+                raise
 
     def path(self, table: Table, key: str | None) -> Path:
         folder = self.root / table.name
@@ -167,11 +215,21 @@ class OfflineStore:
         pattern = f"{table.partitioned_by}=*/part-0.parquet"
         return sorted(p.parent.name.split("=")[1] for p in (self.root / table.name).glob(pattern))
 
+    def has(self, table: Table, key: str | None) -> bool:
+        """Whether a partition has a file that can be read; a warning names one that cannot."""
+        path = self.path(table, key)
+        if not path.exists():
+            return False
+        if why := damage(path):
+            log.warning("%s", UnreadableFile(path, why))
+        return not why
+
     def scan(self, table: Table, keys: Sequence[str] | None = None) -> Scan:
         """The given partitions of a table; all that are present where no keys are given.
 
         Raises:
             FileNotFoundError: A partition that was asked for is not there.
+            UnreadableFile: Its file is damaged.
             checks.HeldBack: It failed a blocking check.
         """
         scan = self.unchecked(table, keys)
@@ -195,6 +253,9 @@ class OfflineStore:
                 f"the first is {missing[0] or table.name}. Materialize them first, for example "
                 f"with `churn backfill`; `churn status` shows what is missing."
             )
+        for path in files:
+            if why := damage(path):
+                raise UnreadableFile(path, why)
         return Scan(table, files)
 
     def publish(
@@ -218,14 +279,13 @@ class OfflineStore:
             ValueError: The query gave rows outside `keys`, or would shrink a guarded partition.
             PermissionError: The state folder cannot be written.
         """
-        staging = self.staging_folder()
         connection.execute(f"CREATE OR REPLACE TEMP TABLE staged AS {table.typed(selects[0])}")
         for select in selects[1:]:
             connection.execute(f"INSERT INTO staged {table.typed(select)}")
         try:
             self._refuse_stray_rows(connection, table, keys)
             return {
-                key: self._publish_partition(connection, table, key, staging, provenance(key))
+                key: self._publish_partition(connection, table, key, provenance(key))
                 for key in keys
             }
         finally:
@@ -236,48 +296,24 @@ class OfflineStore:
         connection: "DuckDBPyConnection",
         table: Table,
         key: str | None,
-        staging: Path,
         provenance: Mapping[str, str],
     ) -> Partition:
         target = self.path(table, key)
-        staged = staging / f"{table.name}-{key}-{uuid.uuid4().hex}.parquet"
         where = "true" if key is None else f"{table.partitioned_by} = DATE '{key}'"
         footer = ", ".join(f"{name}: '{value}'" for name, value in provenance.items())
-        try:
+        with staged(self.home) as path:
             connection.execute(
                 f"COPY (SELECT * FROM staged WHERE {where} ORDER BY {', '.join(table.key)}) "
-                f"TO '{quoted(staged)}' (FORMAT parquet, COMPRESSION zstd, "
+                f"TO '{quoted(path)}' (FORMAT parquet, COMPRESSION zstd, "
                 f"KV_METADATA {{{footer}}})"
             )
-            rows = row_count(staged)
+            rows = row_count(path)
             self._refuse_shrinking(table, key, target, rows)
             target.parent.mkdir(parents=True, exist_ok=True)
-            with staged.open("rb") as file:
+            with path.open("rb") as file:
                 os.fsync(file.fileno())
-            staged.replace(target)
-        finally:
-            staged.unlink(missing_ok=True)
+            path.replace(target)
         return Partition(target, rows, target.stat().st_size)
-
-    def staging_folder(self) -> Path:
-        """The folder beside the tables, without what killed runs left there."""
-        folder = self.home / "staging"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(folder, os.W_OK):
-                raise PermissionError(folder)
-        except OSError as error:
-            raise PermissionError(
-                f"CHURN_HOME ({self.home}) cannot be written: {error}. "
-                "Set CHURN_HOME to a folder that this user may write to."
-            ) from error
-        for leftover in folder.glob("*.parquet"):
-            try:
-                if time.time() - leftover.stat().st_mtime > STAGING_GRACE_SECONDS:
-                    leftover.unlink()
-            except FileNotFoundError:
-                continue
-        return folder
 
     def _refuse_stray_rows(
         self, connection: "DuckDBPyConnection", table: Table, keys: Sequence[str | None]
@@ -296,7 +332,7 @@ class OfflineStore:
             )
 
     def _refuse_shrinking(self, table: Table, key: str | None, target: Path, rows: int) -> None:
-        if not table.refuse_shrinking or self.allow_shrink or not target.exists():
+        if not table.refuse_shrinking or self.allow_shrink or not self.has(table, key):
             return
         before = row_count(target)
         if rows < before:
@@ -453,21 +489,20 @@ def write_views(store: OfflineStore, path: Path) -> None:
     """
     import duckdb
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with duckdb.connect(str(staged)) as connection:
+    with staged(store.home) as made:
+        with duckdb.connect(str(made)) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             create_views(connection, store)
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+        made.replace(path)
 
 
 def create_views(connection: "DuckDBPyConnection", store: OfflineStore) -> None:
     """A view per table over whatever partitions it has, empty but typed where it has none.
 
     A declared column is NULL in partitions that were made before it was declared.
+
+    Raises:
+        UnreadableFile: A file is damaged.
     """
     for table in store.tables.values():
         depth = "*/" if table.partitioned_by else ""
@@ -476,6 +511,7 @@ def create_views(connection: "DuckDBPyConnection", store: OfflineStore) -> None:
         columns = ", ".join(table.column_names)
         body = table.empty()
         if present:
+            store.unchecked(table)  # its error says how to mend a damaged file
             body = (
                 f"SELECT {columns} FROM ({body} UNION ALL BY NAME FROM read_parquet("
                 f"'{quoted(pattern)}', hive_partitioning = false, union_by_name = true))"

@@ -519,11 +519,20 @@ class OnlineIOManager(dg.IOManager):
         self.url = url
 
     def handle_output(self, context: dg.OutputContext, obj: Query) -> None:
+        import redis
+
         began = time.monotonic()
         *older, newest = sorted(context.asset_partition_keys)
         with self.store.connect() as connection:
             table = connection.sql(obj.selects[0]).to_arrow_table()
-        published = publish(connect(self.store.home, self.url), table, date.fromisoformat(newest))
+        client = connect(self.store.home, self.url)
+        try:
+            published = publish(client, table, date.fromisoformat(newest))
+        except redis.RedisError as error:
+            raise ServerError(
+                f"The sync of {newest} broke off: {error} What was live stays live. See that the "
+                "server runs and has memory and disk left, and run again: the sync goes on."
+            ) from error
         context.log.info(f"{published.version}: {published.rows:,} rows, {published.reason}")
         metadata = {
             "dagster/row_count": published.rows,

@@ -7,10 +7,11 @@ is kept with who, why and when.
 """
 
 import json
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from churn_assets.stores.staging import staged
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,6 @@ def read_verdict(home: Path, table: str, key: str | None) -> Verdict | None:
 def write_verdict(home: Path, table: str, key: str | None, verdict: Verdict) -> None:
     path = verdict_path(home, table, key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    staged.write_text(json.dumps(asdict(verdict), indent=2))
-    staged.replace(path)
+    with staged(home) as made:
+        made.write_text(json.dumps(asdict(verdict), indent=2))
+        made.replace(path)

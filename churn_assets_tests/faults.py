@@ -1,0 +1,145 @@
+"""What fault tests share: `churn` as a process that can be killed, and what it published.
+
+Prevents the simplification of comparing two backfills by what was convenient to look at.
+"""
+
+import datetime as dt
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copy, copytree, ignore_patterns
+
+import dagster as dg
+import pyarrow as pa
+
+from churn_assets.backfill import plan_stage, run_batch, stages
+from churn_assets.cli import DAGSTER_YAML
+from churn_assets.definitions import build_definitions, offline_store
+from churn_assets.inventory import AssetInventory, inventory, present_partitions
+from churn_assets.settings import Settings
+from churn_assets.stores.online import connect, read_version
+from churn_assets.tracking import ASSET_TAG, PARTITION_TAG, Tracking
+from churn_assets_tests.conftest import make_settings
+
+NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)  # history ends before
+# Four cutoffs with features, three with labels, one with a model and its realised performance.
+SHOP = {
+    "source": "synthetic",
+    "synthetic_customers": 150,
+    "start": dt.date(2025, 1, 1),
+    "end": dt.datetime(2025, 6, 29, tzinfo=dt.UTC),
+}
+# The command, with models graded as in `quick_evaluation`.
+CHURN = """
+import joblib
+from churn_assets import cli, evaluation
+joblib.cpu_count = lambda **_: 1
+for name in ("baselines", "random_split", "importance", "pictures"):
+    setattr(evaluation, name, lambda *_: {})
+cli.main()
+"""
+
+
+@dataclass
+class Churn:
+    """`churn` as a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    printed: Path
+
+    def result(self, code: int = 0) -> str:
+        """What it printed, once it ended with exit code `code`."""
+        ended = self.process.wait()
+        text = self.printed.read_text()
+        assert ended == code, text
+        assert "Traceback" not in text, text
+        return text
+
+
+def churn(home: Path, *arguments: str, **settings: str) -> Churn:
+    """Start the command on the state folder `home`."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("CHURN_", "DAGSTER"))}
+    environment |= {f"CHURN_{name.upper()}": str(value) for name, value in SHOP.items()}
+    # Not a pipe: what a killed run leaves behind would keep it open.
+    with tempfile.NamedTemporaryFile(delete=False, prefix="churn-") as printed:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHURN, *arguments],
+            env=environment | {"CHURN_HOME": str(home), "NO_COLOR": "1"} | settings,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+        )
+    return Churn(process, Path(printed.name))
+
+
+@dataclass
+class Shop:
+    """An installation in this process.
+
+    Args:
+        home: The state folder.
+        redis_url: As the setting.
+    """
+
+    home: Path
+    redis_url: str | None = None
+
+    def __post_init__(self) -> None:
+        self.settings: Settings = make_settings(
+            self.home.parent, **SHOP, redis_url=self.redis_url, home=self.home
+        )
+        self.defs, self.store = build_definitions(self.settings), offline_store(self.settings)
+        self.settings.dagster_home.mkdir(parents=True, exist_ok=True)
+        copy(DAGSTER_YAML, self.settings.dagster_home)
+        self.instance = dg.DagsterInstance.from_config(str(self.settings.dagster_home))
+
+    def copy(self, home: Path, redis_url: str | None = None) -> "Shop":
+        """An installation that goes on from here, with nothing online."""
+        copytree(self.home, home, ignore=ignore_patterns("mlartifacts", "online_store"))
+        with closing(sqlite3.connect(home / "mlflow.db")) as mlflow, mlflow:
+            location = (home / "mlartifacts").as_uri()
+            mlflow.execute("UPDATE experiments SET artifact_location = ?", [location])
+        return Shop(home, redis_url)
+
+    def complete(self) -> list[str]:
+        """Make what is missing, and say what that was."""
+        ran = []
+        for stage in stages(()):
+            for batch in plan_stage(
+                stage,
+                self.defs,
+                self.settings.calendar(),
+                lambda asset: present_partitions(self.defs, self.store, self.instance, asset),
+                NOW,
+            ):
+                run_batch(batch, self.defs, self.instance, lambda step, what: None)
+                ran.append(f"{batch.label}: {', '.join(a.path[-1] for a in batch.assets)}")
+        return ran
+
+    def inventory(self, defs: dg.Definitions | None = None) -> dict[str, AssetInventory]:
+        rows = inventory(
+            defs or self.defs, self.store, self.settings.calendar(), self.instance, NOW
+        )
+        return {row.asset.path[-1]: row for row in rows}
+
+    def published(self) -> dict[Path, bytes]:
+        """Everything that was published: partitions, manifests, decisions and reports."""
+        kinds = ("offline_store/**/*.parquet", "models/*/**/manifest.json", "reports/*")
+        paths = [path for kind in kinds for path in self.home.glob(kind)]
+        return {path.relative_to(self.home): path.read_bytes() for path in sorted(paths)}
+
+    def online(self) -> pa.Table:
+        """The rows that are served."""
+        return read_version(connect(self.home, self.redis_url))
+
+    def mlflow_runs(self) -> Counter[tuple[str, str]]:
+        """How many active runs each asset and partition has."""
+        tracking = Tracking(self.home)
+        runs = tracking.client.search_runs([tracking.experiment_id])
+        assert {run.info.status for run in runs} <= {"FINISHED"}
+        return Counter((run.data.tags[ASSET_TAG], run.data.tags[PARTITION_TAG]) for run in runs)
