@@ -17,7 +17,7 @@ from churn_assets.checks import CONTRACT, HeldBack, audit, rules_of
 from churn_assets.cli import churn
 from churn_assets.definitions import build_definitions, offline_store
 from churn_assets.settings import Settings
-from churn_assets.stores.offline import file_digest
+from churn_assets.stores.offline import UnreadableFile, file_digest
 from churn_assets.stores.verdicts import read_verdict
 from churn_assets_tests.conftest import (
     evaluate_quickly,
@@ -345,7 +345,7 @@ def test_a_file_that_cannot_be_read_is_named(settings: Settings) -> None:
     table = store.tables["churn_labels"]
     path = store.path(table, CUTOFF)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(HeldBack, match=f"{path} cannot be read"):
+    with pytest.raises(UnreadableFile, match=f"{path} cannot be read"):
         store.scan(table, [CUTOFF])
 
 

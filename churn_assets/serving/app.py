@@ -43,6 +43,7 @@ from churn_assets.settings import Settings
 from churn_assets.stores.models import ModelStore
 
 WATCH_SECONDS = 1.0
+GARBAGE_OBJECTS = 50_000
 MAX_ID_LENGTH = 256
 PAGE = Path(__file__).parent / "page"
 
@@ -458,6 +459,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.champion.model.predict([{}])
     gc.collect()
     gc.freeze()
+    # A request makes some hundred objects and no cycle: look for one less often than by default.
+    gc.set_threshold(GARBAGE_OBJECTS, *gc.get_threshold()[1:])
     watcher = asyncio.create_task(watch(service))
     log.info("serving", extra={"fields": service.readiness().model_dump()})
     yield

@@ -4,6 +4,7 @@ Logs are JSON, one object per line on standard output. Metrics are Prometheus', 
 processes where `PROMETHEUS_MULTIPROC_DIR` is set, as `churn serve` does for more than one.
 """
 
+import datetime as dt
 import json
 import logging
 import os
@@ -85,7 +86,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "at": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03}Z",
+            "at": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(),
             "level": record.levelname,
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
@@ -93,8 +94,6 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
-
-    converter = staticmethod(time.gmtime)
 
 
 class Telemetry:
