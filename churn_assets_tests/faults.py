@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copy, copytree, ignore_patterns
+from typing import IO
 
 import dagster as dg
 import pyarrow as pa
@@ -51,12 +52,13 @@ class Churn:
     """`churn` as a process of its own."""
 
     process: subprocess.Popen[bytes]
-    printed: Path
+    printed: IO[str]
 
     def result(self, code: int = 0) -> str:
         """What it printed, once it ended with exit code `code`."""
         ended = self.process.wait()
-        text = self.printed.read_text()
+        self.printed.seek(0)
+        text = self.printed.read()
         assert ended == code, text
         assert "Traceback" not in text, text
         return text
@@ -67,14 +69,14 @@ def churn(home: Path, *arguments: str, **settings: str) -> Churn:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("CHURN_", "DAGSTER"))}
     environment |= {f"CHURN_{name.upper()}": str(value) for name, value in SHOP.items()}
     # Not a pipe: what a killed run leaves behind would keep it open.
-    with tempfile.NamedTemporaryFile(delete=False, prefix="churn-") as printed:
-        process = subprocess.Popen(
-            [sys.executable, "-c", CHURN, *arguments],
-            env=environment | {"CHURN_HOME": str(home), "NO_COLOR": "1"} | settings,
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-        )
-    return Churn(process, Path(printed.name))
+    printed = tempfile.TemporaryFile("w+")  # noqa: SIM115 (read when the process is over)
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHURN, *arguments],
+        env=environment | {"CHURN_HOME": str(home), "NO_COLOR": "1"} | settings,
+        stdout=printed,
+        stderr=subprocess.STDOUT,
+    )
+    return Churn(process, printed)
 
 
 @dataclass

@@ -45,11 +45,13 @@ MODELS = ("logistic_regression", "random_forest", "gradient_boosting", "xgboost"
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     shop = Shop(tmp_path_factory.mktemp("undisturbed") / "state")
-    with pytest.MonkeyPatch.context() as patch:
-        evaluate_quickly(patch)
-        shop.complete()
-    yield shop
-    stop(shop.home)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            evaluate_quickly(patch)
+            shop.complete()
+        yield shop
+    finally:
+        stop(shop.home)
 
 
 @pytest.fixture
