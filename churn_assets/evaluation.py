@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FOLDS = 5
 # Enough to see the flattery, which is a matter of .01 and more; all rows would cost five more fits.
-MOST_RANDOM_SPLIT_ROWS = 2_000
+MOST_RANDOM_SPLIT_ROWS = 1_000
 
 
 @dataclass(frozen=True)
