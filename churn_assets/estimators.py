@@ -293,7 +293,7 @@ def _random_forest(seed: int, rounds: int, rows: int) -> Any:
     # Leaves of 80 .744 .735 .745 .752, 40 .737 .735 .744 .751, 20 .730 .733 .741 .750,
     # 10 .725 .727 .737 .748; 30 % of the features per split instead of the root: .001 to .004 less
     return RandomForestClassifier(
-        n_estimators=100,
+        n_estimators=60,
         min_samples_leaf=80,
         max_features="sqrt",
         max_samples=min(rows, ROWS_PER_TREE),
