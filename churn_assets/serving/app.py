@@ -203,7 +203,10 @@ class Allowed(HTTPBearer):
 CustomerId = Annotated[
     str,
     PathParameter(
-        min_length=1, max_length=MAX_ID_LENGTH, description="The customer, slashes and all"
+        min_length=1,
+        max_length=MAX_ID_LENGTH,
+        pattern=r"^[^\n]*$",  # a path ends at a line feed
+        description="The customer, slashes and all",
     ),
 ]
 PROBLEMS: dict[int | str, dict[str, Any]] = {
