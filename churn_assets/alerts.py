@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from churn_assets.checks import current_verdict
 from churn_assets.cutoffs import Calendar, utc_now
 from churn_assets.inventory import WHOLE, AssetInventory, inventory
 from churn_assets.refresh_log import started_by
-from churn_assets.stores.offline import OfflineStore, file_digest
-from churn_assets.stores.verdicts import read_verdict
+from churn_assets.stores.offline import OfflineStore
 
 TICK_SECONDS = 300
 
@@ -38,14 +38,8 @@ def held_back(store: OfflineStore, row: AssetInventory) -> list[str]:
     table = store.tables.get(row.asset.path[-1])
     if table is None:
         return []
-    verdicts = {key: read_verdict(store.home, table.name, key or None) for key in row.present}
-    return sorted(
-        key
-        for key, verdict in verdicts.items()
-        if verdict
-        and verdict.holds_back
-        and verdict.content == file_digest(store.path(table, key or None))
-    )
+    verdicts = {key: current_verdict(store, table, key or None) for key in row.present}
+    return sorted(key for key, verdict in verdicts.items() if verdict and verdict.holds_back)
 
 
 def problems(store: OfflineStore, inventories: Sequence[AssetInventory]) -> dict[str, str]:

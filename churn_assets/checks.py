@@ -378,23 +378,21 @@ class Gate:
         Raises:
             HeldBack: One of them breaks a rule, and nobody accepted it.
         """
-        verdicts = {key: self._known(store, table, key) for key in keys}
-        unseen = [key for key, verdict in verdicts.items() if verdict is None]
-        if unseen:
+        rules = tuple(rule.name for rule in rules_of(table))
+        known = {key: current_verdict(store, table, key) for key in keys}
+        verdicts = {key: found for key, found in known.items() if found and found.rules == rules}
+        if unseen := [key for key in keys if key not in verdicts]:
             verdicts |= audit(store, self.calendar, table, unseen)
-        for key, verdict in verdicts.items():
-            if verdict is not None and verdict.holds_back:
-                raise HeldBack(held_back(table, key, verdict))
+        for key in keys:
+            if verdicts[key].holds_back:
+                raise HeldBack(held_back(table, key, verdicts[key]))
 
-    def _known(self, store: OfflineStore, table: Table, key: str | None) -> Verdict | None:
-        verdict = read_verdict(store.home, table.name, key)
-        made = tuple(rule.name for rule in rules_of(table))
-        current = (
-            verdict is not None
-            and verdict.rules == made
-            and verdict.content == file_digest(store.path(table, key))
-        )
-        return verdict if current else None
+
+def current_verdict(store: OfflineStore, table: Table, key: str | None) -> Verdict | None:
+    """The verdict of the present content of a partition; None where it has none."""
+    verdict = read_verdict(store.home, table.name, key)
+    of_content = verdict and verdict.content == file_digest(store.path(table, key))
+    return verdict if of_content else None
 
 
 def held_back(table: Table, key: str | None, verdict: Verdict) -> str:
