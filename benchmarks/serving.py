@@ -22,6 +22,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import uvloop
 
@@ -45,25 +46,58 @@ class Load:
         return 1000 * sorted(self.seconds)[int(share * (len(self.seconds) - 1))]
 
 
-async def connection(port: int, requests: Sequence[bytes], until: float, load: Load) -> None:
-    """Send requests one after the other over one connection."""
-    reader, writer = await asyncio.open_connection(HOST, port)
-    while (began := time.perf_counter()) < until:
-        writer.write(random.choice(requests))
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-        body = await reader.readexactly(length)
-        load.seconds.append(time.perf_counter() - began)
-        load.statuses[int(head[9:12])] += 1
-        load.stale += b'"stale":true' in body
-    writer.close()
+class Connection(asyncio.Protocol):
+    """Sends requests one after the other over one connection, until a time."""
+
+    def __init__(self, requests: Sequence[bytes], until: float, load: Load) -> None:
+        self.requests = requests
+        self.until = until
+        self.load = load
+        self.done = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.send()
+
+    def send(self) -> None:
+        self.answer = b""
+        self.began = time.perf_counter()
+        self.transport.write(random.choice(self.requests))
+
+    def data_received(self, data: bytes) -> None:
+        self.answer += data
+        head, _, body = self.answer.partition(b"\r\n\r\n")
+        length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+        if not length or len(body) < int(length):
+            return
+        now = time.perf_counter()
+        self.load.seconds.append(now - self.began)
+        self.load.statuses[int(head[9:12])] += 1
+        self.load.stale += b'"stale":true' in body
+        if now < self.until:
+            self.send()
+        else:
+            self.transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        whole = not error and time.perf_counter() >= self.until
+        self.done.set_result(None) if whole else self.done.set_exception(
+            error or ConnectionError("The service closed a connection.")
+        )
 
 
 async def run(port: int, requests: Sequence[bytes], connections: int, seconds: float) -> Load:
     """All connections at once."""
     load = Load()
     until = time.perf_counter() + seconds
-    await asyncio.gather(*(connection(port, requests, until, load) for _ in range(connections)))
+
+    async def one() -> None:
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: Connection(requests, until, load), HOST, port
+        )
+        await connection.done
+
+    await asyncio.gather(*(one() for _ in range(connections)))
     return load
 
 

@@ -6,11 +6,12 @@ that cannot be recorded is not answered. Deleting old days is the operator's ret
 """
 
 import datetime as dt
-import json
 import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+
+from pydantic_core import to_json
 
 from churn_assets.cutoffs import utc_now
 from churn_assets.stores.offline import quoted
@@ -59,16 +60,16 @@ class AuditLog:
         """
         now = utc_now()
         line = {
-            "read_at": now.isoformat(),
+            "read_at": now,
             "request_id": request_id,
             "caller": caller,
             "action": action,
             "sensitive": sensitive,
             "source": source,
-            "cutoff": cutoff.isoformat(),
+            "cutoff": cutoff,
             "customers": [{"customer_id": id_, "found": found} for id_, found in customers],
         }
-        text = json.dumps(line).encode() + b"\n"
+        text = to_json(line) + b"\n"
         with self._lock:
             if self._day != now.date():
                 self.close()

@@ -5,11 +5,11 @@ processes where `PROMETHEUS_MULTIPROC_DIR` is set, as `churn serve` does for mor
 """
 
 import datetime as dt
-import json
 import logging
 import os
+import secrets
 import time
-import uuid
+from functools import lru_cache
 from typing import Any
 
 from prometheus_client import (
@@ -22,6 +22,7 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
+from pydantic_core import to_json
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -86,14 +87,20 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "at": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(),
+            "at": dt.datetime.fromtimestamp(record.created, dt.UTC),
             "level": record.levelname,
             "message": record.getMessage(),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        return to_json(line).decode()
+
+
+@lru_cache
+def labelled(metric: Any, *values: Any) -> Any:
+    """The metric of some label values; prometheus_client takes longer to find it than to count."""
+    return metric.labels(*values)
 
 
 class Telemetry:
@@ -107,7 +114,7 @@ class Telemetry:
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
-        request_id = uuid.uuid4().hex
+        request_id = secrets.token_hex(16)
         scope["request_id"] = request_id
         status = 0
 
@@ -129,9 +136,9 @@ class Telemetry:
         finally:
             seconds = time.perf_counter() - began
             route = getattr(scope.get("route"), "path", "(none)")
-            REQUEST_SECONDS.labels(route, status).observe(seconds)
+            labelled(REQUEST_SECONDS, route, status).observe(seconds)
             if status in (401, 403, 413, 429):
-                REFUSALS.labels(status).inc()
+                labelled(REFUSALS, status).inc()
             fields = {
                 "request_id": request_id,
                 "method": scope["method"],

@@ -44,9 +44,12 @@ import json
 import math
 import time
 import zlib
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +69,6 @@ POINTER = "churn:pointer"
 ROWS_PER_BUCKET = 100
 ROWS_PER_ROUND_TRIP = 10_000  # about 5 MB: enough to hide latency, little to buffer
 UPLOAD_SECONDS = 6 * 3600  # 100,000 customers take 1 s; leftovers of a killed sync live this long
-SAMPLE = 1_000  # rows that are read back before a version goes live
 READ_ATTEMPTS = 100  # each failed attempt means that a version went live during it
 
 # The scripts see one key, the pointer. A version's first 10 characters are its cutoff; two versions
@@ -241,7 +243,7 @@ def publish(
         _upload(client, manifest, table["customer_id"], rows, bounds, missing, int(*deadline))
         whole = _keep(client, manifest)
         if whole:
-            _compare_sample(client, manifest, table["customer_id"], rows)
+            _compare_sample(client, manifest, table["customer_id"], rows, bounds)
         outcome, version = _run(client, _FLIP, version, content, int(whole))
     _delete_leftovers(client)
     if outcome == "lost":
@@ -400,11 +402,11 @@ def _by_bucket(table: pa.Table, cutoff: date) -> tuple[pa.Table, list[int]]:
     return table.take(order), bounds.tolist()
 
 
-def _digest(codec: RowCodec, ids: pa.ChunkedArray, rows: pa.LargeBinaryArray) -> str:
+def _digest(codec: RowCodec, ids: pa.ChunkedArray, rows: pa.ChunkedArray) -> str:
     import pyarrow as pa
 
     digest = hashlib.sha256(codec.header)
-    for array in (ids.cast(pa.large_binary()).combine_chunks(), rows):
+    for array in (ids.cast(pa.large_binary()).combine_chunks(), *rows.chunks):
         _, ends, data = array.buffers()
         digest.update(ends or b"")
         digest.update(data or b"")
@@ -423,7 +425,7 @@ def _upload(
     client: redis.Redis,
     manifest: Manifest,
     ids: pa.ChunkedArray,
-    rows: pa.LargeBinaryArray,
+    rows: pa.ChunkedArray,
     bounds: Sequence[int],
     missing: Sequence[int],
     deadline: int,
@@ -431,7 +433,8 @@ def _upload(
     """Writes the manifest and the missing buckets, all to expire at the deadline."""
     version = manifest.version
     client.set(_key(version, "manifest"), manifest.to_json(), exat=deadline, nx=True)
-    for batch in _round_trips(len(missing)):
+
+    def send(batch: range) -> None:
         pipeline: Any = client.pipeline(transaction=False)
         for bucket in missing[batch.start : batch.stop]:
             start, length = bounds[bucket], bounds[bucket + 1] - bounds[bucket]
@@ -443,19 +446,29 @@ def _upload(
                 pipeline.execute_command("EVAL", _WRITE, 1, _key(version, bucket), deadline, *items)
         pipeline.execute()
 
+    # One packs while the server works for the other.
+    with ThreadPoolExecutor(2) as threads:
+        deque(threads.map(send, _round_trips(len(missing))))
+
 
 def _compare_sample(
-    client: redis.Redis, manifest: Manifest, ids: pa.ChunkedArray, rows: pa.LargeBinaryArray
+    client: redis.Redis,
+    manifest: Manifest,
+    ids: pa.ChunkedArray,
+    rows: pa.ChunkedArray,
+    bounds: Sequence[int],
 ) -> None:
-    """Reads some rows of the version back before anybody else does.
+    """Reads the first row of each bucket back before anybody else does.
 
     Raises OnlineStoreError if one is not what was sent; the live version stays live.
     """
-    step = max(1, len(rows) // SAMPLE)
+    sent = []
     pipeline = client.pipeline(transaction=False)
-    for id_ in ids.to_pylist()[::step]:
-        pipeline.hget(manifest.bucket_key(id_), id_)
-    found, sent = pipeline.execute(), rows.to_pylist()[::step]
+    for bucket, (start, end) in enumerate(pairwise(bounds)):
+        if start < end:
+            pipeline.hget(_key(manifest.version, bucket), ids[start].as_py())
+            sent.append(rows[start].as_py())
+    found = pipeline.execute()
     if differ := sum(a != b for a, b in zip(found, sent, strict=True)):
         raise OnlineStoreError(
             f"{manifest.version} did not go live: {differ} of {len(sent)} rows that were read back "

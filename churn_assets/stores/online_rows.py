@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of rows and of their schema; a reader refuses any other
 
+ROWS_PER_CHUNK = 16_384  # about 6 MB: no second copy of a large table, and few calls
+
 UNIX_DAY = date(1970, 1, 1)
 UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -96,7 +98,12 @@ class RowCodec:
     def converted(self) -> list[Column]:
         """The columns whose value is not the number that a row has for them."""
         kinds = {"string", *TO_PYTHON}
-        return [column for column in self.columns if column.dtype in kinds]
+        floats = ("double", "f"), ("double", "d")
+        return [
+            column
+            for column in self.columns
+            if column.dtype in kinds and (column.dtype, column.storage) not in floats
+        ]
 
     @cached_property
     def header(self) -> bytes:
@@ -120,13 +127,11 @@ class RowCodec:
         return np.dtype([("header", f"V{len(self.header)}"), nulls, *numbers])
 
     @classmethod
-    def encode(cls, features: pa.Table, cutoff: date) -> tuple[RowCodec, pa.LargeBinaryArray]:
+    def encode(cls, features: pa.Table, cutoff: date) -> tuple[RowCodec, pa.ChunkedArray]:
         """The codec that fits `features`, and one packed row per row of it."""
-        import numpy as np
         import pyarrow as pa
-        import pyarrow.compute as pc
 
-        columns, numbers, strings = [], [], []
+        columns = []
         for field, values in zip(features.schema, features.columns, strict=True):
             dtype = str(field.type)
             if dtype not in PHYSICAL:
@@ -134,26 +139,31 @@ class RowCodec:
                     f"Column {field.name} is {dtype}, which has no form in the online store. "
                     f"Cast it to one of: {', '.join(PHYSICAL)}."
                 )
-            if dtype == "string":
-                strings.append(pc.fill_null(values.cast(pa.large_binary()), b""))
-                values = pc.binary_length(strings[-1])
-            elif dtype != "double":
-                values = values.cast(pa.int32() if PHYSICAL[dtype] == "i" else pa.int64())
-            numbers.append(pc.fill_null(values, 0).to_numpy())
-            columns.append(Column(field.name, dtype, _narrowest(numbers[-1])))
+            columns.append(Column(field.name, dtype, _narrowest(_numbers(values))))
         codec = cls(tuple(columns), cutoff)
+        starts = range(0, max(1, len(features)), ROWS_PER_CHUNK)
+        chunks = [codec._pack(features.slice(start, ROWS_PER_CHUNK)) for start in starts]
+        return codec, pa.chunked_array(chunks)
 
-        fixed = np.zeros(len(features), codec.fixed_dtype)
-        nulls = np.array([column.is_null().to_numpy() for column in features.columns], bool)
-        fixed["header"] = np.void(codec.header)
+    def _pack(self, features: pa.Table) -> pa.Array:
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        fixed = np.empty(len(features), self.fixed_dtype)
+        fixed["header"] = np.void(self.header)
+        nulls = np.array([values.is_null().to_numpy() for values in features.columns], bool)
         fixed["nulls"] = np.packbits(nulls, axis=0, bitorder="little").T
-        for i, values in enumerate(numbers):
-            fixed[str(i)] = values
-        ends = np.arange(len(fixed) + 1, dtype=np.int64) * codec.fixed.size
+        for i, values in enumerate(features.columns):
+            fixed[str(i)] = _numbers(values)
+        ends = np.arange(len(fixed) + 1, dtype=np.int64) * self.fixed.size
         buffers = [None, pa.py_buffer(ends), pa.py_buffer(fixed.view("u1"))]
-        packed = pa.Array.from_buffers(pa.large_binary(), len(fixed), buffers)
-        rows = pc.binary_join_element_wise(packed, *strings, pa.scalar(b"", pa.large_binary()))
-        return codec, rows.combine_chunks() if isinstance(rows, pa.ChunkedArray) else rows
+        parts = [pa.Array.from_buffers(pa.large_binary(), len(fixed), buffers)]
+        for values in features.columns:
+            if values.type == pa.string():
+                text = values.combine_chunks().cast(pa.large_binary())
+                parts.append(pc.fill_null(text, b""))
+        return pc.binary_join_element_wise(*parts, pa.scalar(b"", pa.large_binary()))
 
     def decode(self, row: bytes) -> dict[str, Any]:
         """The features of one packed row. Raises OnlineStoreError for a row of another kind."""
@@ -214,6 +224,19 @@ class RowCodec:
                 f"{self.header.hex()} (format, schema id, cutoff): something else wrote into "
                 "this version. Delete the churn:* keys and publish again."
             )
+
+
+def _numbers(values: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """What a row has for each value in its fixed-width part, before it is made narrow."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if values.type == pa.string():
+        values = pc.binary_length(values)
+    elif values.type != pa.float64():
+        values = values.cast(pa.int32() if PHYSICAL[str(values.type)] == "i" else pa.int64())
+    numbers: np.ndarray[Any, Any] = pc.fill_null(values, 0).to_numpy()
+    return numbers
 
 
 def _narrowest(numbers: np.ndarray[Any, Any]) -> str:
