@@ -199,6 +199,39 @@ def test_a_refresh_finds_what_differs_and_writes_nothing(shop: Shop, client: Cli
         publish_rows(shop)
 
 
+def test_a_refresh_withholds_what_the_caller_may_not_see(shop: Shop):
+    table = online_table(shop)
+    customer = table["customer_id"][0].as_py()
+    wrong = pa.array(["another"] * len(table))
+    index = table.column_names.index("gender")
+    publish(shop.redis, table.set_column(index, "gender", wrong), CUTOFF)
+    plain, plain_entry = new_key("plain", ["refresh"])
+    full, full_entry = new_key("full", ["refresh", "sensitive"])
+    try:
+        with running(shop.settings, api_keys=SecretStr(f"{plain_entry},{full_entry}")) as client:
+            _, answer = client.post(f"/refresh/{customer}", token=full)
+            assert [(d["feature"], d["online"]) for d in answer["differences"]] == [
+                ("gender", "another")
+            ]
+            _, answer = client.post(f"/refresh/{customer}", token=plain)
+            assert answer["differences"] == []
+            assert sensitive_features().isdisjoint(answer["features"])
+    finally:
+        publish_rows(shop)
+
+
+def test_the_short_way_answers_as_the_long_one_does(shop: Shop, rows: list[dict[str, Any]]):
+    key, entry = new_key("ann", ["features"])
+    with running(shop.settings, api_keys=SecretStr(entry)) as client:
+        for method, path in (("GET", "features"), ("POST", "predict")):
+            for customer in (rows[0]["customer_id"], "nobody", "a/b", "x" * 300, "a%0Ab", ""):
+                for token in (key, "wrong", ""):
+                    short = client.ask(method, f"/{path}/{customer}", token=token)
+                    # What has a query goes the long way.
+                    long = client.ask(method, f"/{path}/{customer}?further", token=token)
+                    assert short == long
+
+
 def test_the_schema_tells_what_every_feature_is(client: Client):
     _, schema = client.get("/openapi.json")
     declared = schema["components"]["schemas"]["Features"]["properties"]

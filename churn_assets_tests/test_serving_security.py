@@ -6,6 +6,7 @@ import datetime as dt
 import http.client
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from churn_assets.features import feature_columns, sensitive_features
 from churn_assets.features.profile import PROFILE
 from churn_assets.raw import CUSTOMERS
 from churn_assets.serving.access import LOCAL_SCOPES, SCOPES, is_loopback, new_key, parse_keys
-from churn_assets.serving.audit import audit_query
+from churn_assets.serving.audit import AuditLog, audit_query
 from churn_assets.serving.schemas import MAX_BODY_BYTES, MAX_CUSTOMERS
 from churn_assets.serving.telemetry import LOGGING, JsonLines
 from churn_assets.settings import Settings, SettingsError
@@ -428,6 +429,28 @@ def test_what_cannot_be_recorded_is_not_answered(tmp_path: Path, settings: Setti
         status, answer = client.get("/features/bob")
         assert status == 503
         assert "features" not in answer
+
+
+def test_a_line_that_a_full_disk_cut_short_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    worker, other = AuditLog(tmp_path), AuditLog(tmp_path)
+    write = os.write
+
+    def record(log: AuditLog, customer: str) -> None:
+        log.record("r", "ann", "features", False, "redis", CUTOFF, [(customer, True)])
+
+    record(worker, "first")
+    monkeypatch.setattr(os, "write", lambda file, text: write(file, text[:50]))
+    with pytest.raises(OSError, match="disk is full"):
+        record(worker, "refused")
+    monkeypatch.undo()
+    record(other, "second")
+    record(worker, "third")
+    log = query(audit_query(tmp_path))
+    assert [row["customer_id"] for row in log] == ["first", "second", "third"]
+    worker.close()
+    other.close()
 
 
 def test_an_empty_audit_log_is_a_table(tmp_path: Path):

@@ -69,7 +69,8 @@ class AuditLog:
             "cutoff": cutoff,
             "customers": [{"customer_id": id_, "found": found} for id_, found in customers],
         }
-        text = to_json(line) + b"\n"
+        # The line feed comes first, so that a line that a full disk cut short ends before this one.
+        text = b"\n" + to_json(line)
         with self._lock:
             if self._day != now.date():
                 self.close()
