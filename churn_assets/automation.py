@@ -34,7 +34,20 @@ ON_UPDATE = (
 # Time alone makes partitions missing, and a deployed change makes them stale.
 HOURLY = dg.AutomationCondition.on_cron("0 * * * *")
 
-CONDITIONS = {"walk_forward_report": ON_UPDATE, "asset_inventory": HOURLY}
+# It tells what the code declares, so it does not wait for data.
+ON_CODE = (
+    (
+        (dg.AutomationCondition.missing() & ~dg.AutomationCondition.execution_failed())
+        | dg.AutomationCondition.code_version_changed().since_last_handled()
+    )
+    & ~dg.AutomationCondition.in_progress()
+).with_label("on_missing_or_changed")
+
+CONDITIONS = {
+    "walk_forward_report": ON_UPDATE,
+    "asset_inventory": HOURLY,
+    "feature_registry": ON_CODE,
+}
 
 
 def with_conditions(assets: list[dg.AssetsDefinition]) -> list[dg.AssetsDefinition]:
