@@ -34,19 +34,17 @@ ON_UPDATE = (
 # Time alone makes partitions missing, and a deployed change makes them stale.
 HOURLY = dg.AutomationCondition.on_cron("0 * * * *")
 
-# It tells what the code declares, so it does not wait for data.
-ON_CODE = (
-    (
-        (dg.AutomationCondition.missing() & ~dg.AutomationCondition.execution_failed())
-        | dg.AutomationCondition.code_version_changed().since_last_handled()
-    )
+# What tells only what the code declares does not wait for data.
+AT_ONCE = (
+    dg.AutomationCondition.missing()
     & ~dg.AutomationCondition.in_progress()
-).with_label("on_missing_or_changed")
+    & ~dg.AutomationCondition.execution_failed()
+).with_label("at_once")
 
 CONDITIONS = {
     "walk_forward_report": ON_UPDATE,
     "asset_inventory": HOURLY,
-    "feature_registry": ON_CODE,
+    "feature_registry": AT_ONCE,
 }
 
 
