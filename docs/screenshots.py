@@ -32,12 +32,12 @@ def pages(dagster: str, service: str, settings: Settings) -> dict[str, tuple[str
     return {
         "graph": (f"{dagster}/asset-groups", 700),
         "asset": (f"{asset}/customer_rfm_features", 1500),
-        "partition": (f"{asset}/customer_review_features?{cutoff}", 2000),
-        "model": (f"{asset}/{champion.model}?{cutoff}", 3000),
+        "partition": (f"{asset}/customer_review_features?{cutoff}", 1250),
+        "model": (f"{asset}/{champion.model}?{cutoff}", 2450),
         "check": (f"{asset}/customer_rfm_features?view=checks", 700),
-        "inventory": (f"{asset}/asset_inventory", 2400),
-        "drift": (f"{asset}/drift_report?{cutoff}", 2200),
-        "report": (f"{asset}/walk_forward_report", 2000),
+        "inventory": (f"{asset}/asset_inventory", 2200),
+        "drift": (f"{asset}/drift_report?{cutoff}", 1150),
+        "report": ((settings.home / "reports" / "walk_forward.html").resolve().as_uri(), 1450),
         "runs": (f"{dagster}/runs", 700),
         "service": (f"{service}/#{customer}", 1400),
     }
