@@ -230,8 +230,8 @@ def _page(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         "<style>body{font:15px system-ui,sans-serif;margin:2em auto;max-width:84em;padding:0 1em}"
         "table{border-collapse:collapse}td,th{padding:.3em .7em;text-align:right;"
-        "border-bottom:1px solid #ddd}td{white-space:nowrap}td:first-child,th:first-child,td:nth-child(2),"
-        "th:nth-child(2){text-align:left}tr:last-child{font-weight:bold}img{max-width:100%}</style>"
+        "border-bottom:1px solid #ddd}td{white-space:nowrap}td:first-child,th:first-child,"
+        "td:nth-child(2),th:nth-child(2){text-align:left}tr:last-child{font-weight:bold}img{max-width:100%}</style>"
         f'<h1>{html.escape(title)}</h1><p>{html.escape(note)}</p><img alt="{html.escape(title)}" '
         f'src="{source}"><table>{table}</table></html>'
     )
