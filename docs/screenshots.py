@@ -35,9 +35,9 @@ def pages(dagster: str, service: str, settings: Settings) -> dict[str, tuple[str
         "partition": (f"{asset}/customer_review_features?{cutoff}", 1250),
         "model": (f"{asset}/{champion.model}?{cutoff}", 2450),
         "check": (f"{asset}/customer_rfm_features?view=checks", 700),
-        "inventory": (f"{asset}/asset_inventory", 2200),
+        "inventory": (f"{asset}/asset_inventory", 1720),
         "drift": (f"{asset}/drift_report?{cutoff}", 1150),
-        "report": ((settings.home / "reports" / "walk_forward.html").resolve().as_uri(), 1450),
+        "report": ((settings.home / "reports" / "walk_forward.html").resolve().as_uri(), 1320),
         "runs": (f"{dagster}/runs", 700),
         "service": (f"{service}/#{customer}", 1400),
     }
