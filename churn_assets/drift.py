@@ -40,7 +40,7 @@ from churn_assets.plots import markdown_image, png
 from churn_assets.predictions import CHURN_PREDICTIONS, population_query
 from churn_assets.stores.models import ModelStore
 from churn_assets.stores.offline import OfflineStore, Query, Scan
-from churn_assets.tables import CUTOFF, Column, Table, sql_version
+from churn_assets.tables import CUTOFF, Column, Table, markdown, sql_version
 from churn_assets.training import TRAINING_DATASET
 
 if TYPE_CHECKING:
@@ -356,10 +356,8 @@ def drift_metadata(report: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _worst_table(report: Sequence[Mapping[str, Any]]) -> str:
-    lines = [
-        "| column | level | PSI | limits | KS | mean | NULL | compared with |",
-        "|---|---|--:|--:|--:|--:|--:|---|",
-    ]
+    header = ["column", "level", "PSI", "limits", "KS", "mean", "NULL", "compared with"]
+    lines = []
     for row in report:
         ks = "" if row["ks"] is None else f"{row['ks']:.3f}"
         mean, null = (
@@ -369,12 +367,10 @@ def _worst_table(report: Sequence[Mapping[str, Any]]) -> str:
                 (".1%", (row["reference_null_share"], row["current_null_share"])),
             )
         )
-        lines.append(
-            f"| {row['feature']} | {row['level']} | {row['psi']:.3f} | "
-            f"{row['psi_warn']:g}, {row['psi_error']:g} | {ks} | {mean} | {null} | "
-            f"{row['reference']} |"
-        )
-    return "\n".join(lines)
+        limits = f"{row['psi_warn']:g}, {row['psi_error']:g}"
+        psi = f"{row['psi']:.3f}"
+        lines.append([row["feature"], row["level"], psi, limits, ks, mean, null, row["reference"]])
+    return markdown(header, lines)
 
 
 def evaluation(cutoff: str, report: Sequence[Mapping[str, Any]]) -> dg.AssetCheckEvaluation:

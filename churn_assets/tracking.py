@@ -122,27 +122,11 @@ class Tracking:
         Raises:
             TimeoutError: Another process keeps the SQLite file locked.
         """
-        _ = self.client  # Opened first: that takes the lock too.
-        # Two runs of a partition would each leave one, not knowing of the other's.
-        with self._locked():
-            return self._record(manifest, params, dagster_run_id, evaluation, example)
-
-    def _record(
-        self,
-        manifest: Manifest,
-        params: Mapping[str, object],
-        dagster_run_id: str = "",
-        evaluation: "Evaluation | None" = None,
-        example: "pd.DataFrame | None" = None,
-    ) -> str:
         mlflow = _mlflow()
         from mlflow.entities import Metric, Param, RunTag
 
         now = time.time_ns() // 1_000_000
-        replaced = self._runs(manifest.model, manifest.cutoff)
         tags = {
-            ASSET_TAG: manifest.model,
-            PARTITION_TAG: manifest.cutoff,
             VERSION_TAG: manifest.version,
             DAGSTER_RUN_TAG: dagster_run_id,
             "dagster.run_url": f"{DAGSTER_SERVER}/runs/{dagster_run_id}",
@@ -150,10 +134,7 @@ class Tracking:
             "churn.training_cutoffs": " ".join(manifest.training_cutoffs),
             "churn.fallback": manifest.fallback or "no",
         }
-        name = f"{manifest.model} {manifest.cutoff}"
-        run = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
-        run_id = str(run.info.run_id)
-        try:
+        with self._only_run(manifest.model, manifest.cutoff, tags) as run_id:
             self.client.log_batch(
                 run_id,
                 metrics=[
@@ -182,13 +163,32 @@ class Tracking:
                     signature=_signature(manifest),
                     input_example=None if example is None else inputs(example, manifest.columns),
                 )
-        except BaseException:
-            with suppress(mlflow.MlflowException):  # it fails for the same reason
-                self.client.set_terminated(run_id, "FAILED")
-            raise
-        for old in replaced:
-            self.client.delete_run(old)
         return run_id
+
+    @contextmanager
+    def _only_run(self, asset: str, partition: str, tags: Mapping[str, str]) -> Iterator[str]:
+        """The id of a new run, which replaces the others of its asset and partition at the end.
+
+        One at a time: two Dagster runs of a partition would each leave one, not knowing of the
+        other's.
+        """
+        client = self.client  # Opened first: that takes the lock too.
+        with self._locked():
+            replaced = self._runs(asset, partition)
+            run = client.create_run(
+                self.experiment_id,
+                run_name=f"{asset} {partition}".strip(),
+                tags={ASSET_TAG: asset, PARTITION_TAG: partition, **tags},
+            )
+            run_id = str(run.info.run_id)
+            try:
+                yield run_id
+            except BaseException:
+                with suppress(_mlflow().MlflowException):  # it fails for the same reason
+                    client.set_terminated(run_id, "FAILED")
+                raise
+            for old in replaced:
+                client.delete_run(old)
 
     def _log_evaluation(self, run_id: str, evaluation: "Evaluation") -> None:
         """Plots, classification report and feature importance as files of the run."""
@@ -210,25 +210,13 @@ class Tracking:
         """Log the topic model with its top words as the one run of its asset; give the run's id."""
         from mlflow.entities import Param
 
-        asset = "review_topic_model"
-        tags = {
-            ASSET_TAG: asset,
-            PARTITION_TAG: "",
-            VERSION_TAG: version,
-            DAGSTER_RUN_TAG: dagster_run_id,
-        }
-        client = self.client  # Opened first: that takes the lock too.
-        with self._locked():
-            replaced = self._runs(asset, "")
-            run = client.create_run(self.experiment_id, run_name=asset, tags=tags)
-            run_id = str(run.info.run_id)
-            client.log_batch(run_id, params=[Param("texts", str(texts))])
+        tags = {VERSION_TAG: version, DAGSTER_RUN_TAG: dagster_run_id}
+        with self._only_run("review_topic_model", "", tags) as run_id:
+            self.client.log_batch(run_id, params=[Param("texts", str(texts))])
             named = {f"topic_{i}": list(top) for i, top in enumerate(words)}
-            client.log_dict(run_id, named, "top_words.json")
-            client.log_artifacts(run_id, str(folder), "topic_model")
-            client.set_terminated(run_id)
-            for old in replaced:
-                client.delete_run(old)
+            self.client.log_dict(run_id, named, "top_words.json")
+            self.client.log_artifacts(run_id, str(folder), "topic_model")
+            self.client.set_terminated(run_id)
         return run_id
 
     def run_url(self, run_id: str) -> str:
@@ -246,6 +234,9 @@ class Tracking:
             aliases: The model of each alias; None where there is none.
         """
         client = self.client  # Opened first: that takes the lock too.
+        for model in filter(None, aliases.values()):
+            if not self._finished(model):  # MLflow was emptied or moved since it was trained
+                self.record(model, {})
         # MLflow looks a logged model up in its default store, whatever the client's is.
         with self._locked(), self._as_default():
             registered = client.search_registered_models(f"name = '{REGISTERED_MODEL}'")
@@ -272,9 +263,7 @@ class Tracking:
         for known in self.client.search_model_versions(f"name = '{REGISTERED_MODEL}'"):
             if {name: known.tags.get(name) for name in tags} == tags:
                 return str(known.version)
-        runs = self._runs(manifest.model, manifest.cutoff, "AND attributes.status = 'FINISHED'")
-        # Without a run, MLflow was emptied or moved since the model was trained.
-        run_id = runs[0] if runs else self._record(manifest, {})
+        run_id = self._finished(manifest)[0]
         outputs: Any = self.client.get_run(run_id).outputs
         model_id = outputs.model_outputs[0].model_id
         created = self.client.create_model_version(
@@ -285,6 +274,10 @@ class Tracking:
             tags=tags,
         )
         return str(created.version)
+
+    def _finished(self, manifest: Manifest) -> list[str]:
+        """The runs that have logged a model to the end, newest first."""
+        return self._runs(manifest.model, manifest.cutoff, "AND attributes.status = 'FINISHED'")
 
     def _runs(self, asset: str, partition: str, condition: str = "") -> list[str]:
         """The active runs of an asset and partition, newest first."""
