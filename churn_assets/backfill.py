@@ -23,10 +23,12 @@ from churn_assets.interrupted import running
 from churn_assets.inventory import AssetInventory
 from churn_assets.jobs import STAGES, Stage
 from churn_assets.raw import QUARANTINED_ROWS, RAW_TABLES
+from churn_assets.reviews import SCORED_REVIEWS, slices_of_topics
 
 RAW_ASSETS = {
     dg.AssetKey(table.name) for table in (*(r.table for r in RAW_TABLES), QUARANTINED_ROWS)
 }
+SCORED = dg.AssetKey(SCORED_REVIEWS.name)
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
 
@@ -143,6 +145,8 @@ def plan_stage(
         definition = graph.get(asset).partitions_def
         assert isinstance(definition, dg.TimeWindowPartitionsDefinition)
         existing = calendar.keys(definition, now)
+        if asset == SCORED and not set(slices_of_topics(calendar)) <= set(existing):
+            continue  # its topic model is fitted on slices that are still to come
         have = present(asset)
         needed[asset] = [
             key
