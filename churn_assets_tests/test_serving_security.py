@@ -140,6 +140,7 @@ FORGED = {
     "another audience": token_of(aud="payroll"),
     "no audience": token_of(aud=None),
     "nobody": token_of(sub=None),
+    "half a surrogate": token_of(sub="\ud800"),
     "unsigned": jwt.encode(claims(), "", "none"),
     "another algorithm": token_of(algorithm="HS512"),
     "changed": spliced(token_of(scope="x"), token_of()),

@@ -156,6 +156,7 @@ class Access:
                 audience=self.audience,
                 options={"require": ["exp", "sub", "aud"]},
             )
+            claims["sub"].encode()  # half a surrogate cannot be recorded
         except (jwt.PyJWTError, ValueError):
             return None
         scopes = frozenset(str(claims.get("scope", "")).split()) & set(SCOPES)
