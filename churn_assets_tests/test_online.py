@@ -439,6 +439,24 @@ def test_keys_written_for_a_version_that_is_deleted_already_do_not_stay(
     assert not client.hexists(online.POINTER, field)
 
 
+def test_an_upload_that_others_published_and_replaced_is_no_error(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_edition(client, 2)
+    keep = online._keep
+
+    def overtaken(client: redis.Redis, manifest: online.Manifest) -> bool:
+        whole = keep(client, manifest)
+        monkeypatch.undo()
+        for edition in (4, 6, 8):
+            publish_edition(client, edition)
+        return whole
+
+    monkeypatch.setattr(online, "_keep", overtaken)
+    assert not publish_edition(client, 4).published
+    assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 8
+
+
 def test_a_version_that_lost_a_row_never_goes_live(
     client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -241,9 +241,9 @@ def publish(
         manifest = Manifest(version, len(rows), buckets, codec)
         missing = [bucket for bucket, size in enumerate(_sizes(client, manifest)) if not size]
         _upload(client, manifest, table["customer_id"], rows, bounds, missing, int(*deadline))
-        whole = _keep(client, manifest)
-        if whole:
-            _compare_sample(client, manifest, table["customer_id"], rows, bounds)
+        whole = _keep(client, manifest) and _has_sample(
+            client, manifest, table["customer_id"], rows, bounds
+        )
         outcome, version = _run(client, _FLIP, version, content, int(whole))
     _delete_leftovers(client)
     if outcome == "lost":
@@ -451,14 +451,15 @@ def _upload(
         deque(threads.map(send, _round_trips(len(missing))))
 
 
-def _compare_sample(
+def _has_sample(
     client: redis.Redis,
     manifest: Manifest,
     ids: pa.ChunkedArray,
     rows: pa.ChunkedArray,
     bounds: Sequence[int],
-) -> None:
-    """Reads the first row of each bucket back before anybody else does.
+) -> bool:
+    """Reads the first row of each bucket back, before anybody else does, and says whether all are
+    there. They may be gone because others went live with this upload and were replaced since.
 
     Raises OnlineStoreError if one is not what was sent; the live version stays live.
     """
@@ -469,12 +470,13 @@ def _compare_sample(
             pipeline.hget(_key(manifest.version, bucket), ids[start].as_py())
             sent.append(rows[start].as_py())
     found = pipeline.execute()
-    if differ := sum(a != b for a, b in zip(found, sent, strict=True)):
+    if differ := sum(a not in (None, b) for a, b in zip(found, sent, strict=True)):
         raise OnlineStoreError(
             f"{manifest.version} did not go live: {differ} of {len(sent)} rows that were read back "
-            "are not what was sent. Something else writes keys of this version, or the server "
-            "evicts keys; publish again when that is mended."
+            "are not what was sent. Something else writes keys of this version; publish again when "
+            "that is mended."
         )
+    return None not in found
 
 
 def _keep(client: redis.Redis, manifest: Manifest) -> bool:
