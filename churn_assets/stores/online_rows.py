@@ -19,6 +19,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
@@ -131,19 +132,22 @@ class RowCodec:
         """The codec that fits `features`, and one packed row per row of it."""
         import pyarrow as pa
 
-        columns = []
-        for field, values in zip(features.schema, features.columns, strict=True):
-            dtype = str(field.type)
-            if dtype not in PHYSICAL:
+        for field in features.schema:
+            if str(field.type) not in PHYSICAL:
                 raise OnlineStoreError(
-                    f"Column {field.name} is {dtype}, which has no form in the online store. "
+                    f"Column {field.name} is {field.type}, which has no form in the online store. "
                     f"Cast it to one of: {', '.join(PHYSICAL)}."
                 )
-            columns.append(Column(field.name, dtype, _narrowest(_numbers(values))))
-        codec = cls(tuple(columns), cutoff)
         starts = range(0, max(1, len(features)), ROWS_PER_CHUNK)
-        chunks = [codec._pack(features.slice(start, ROWS_PER_CHUNK)) for start in starts]
-        return codec, pa.chunked_array(chunks)
+        parts = [features.slice(start, ROWS_PER_CHUNK) for start in starts]
+        with ThreadPoolExecutor(2) as threads:
+            storages = threads.map(lambda values: _narrowest(_numbers(values)), features.columns)
+            columns = (
+                Column(field.name, str(field.type), storage)
+                for field, storage in zip(features.schema, storages, strict=True)
+            )
+            codec = cls(tuple(columns), cutoff)
+            return codec, pa.chunked_array(list(threads.map(codec._pack, parts)))
 
     def _pack(self, features: pa.Table) -> pa.Array:
         import numpy as np
