@@ -80,10 +80,12 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
-        whole = not error and time.perf_counter() >= self.until
-        self.done.set_result(None) if whole else self.done.set_exception(
-            error or ConnectionError("The service closed a connection.")
-        )
+        if not error and time.perf_counter() < self.until:
+            error = ConnectionError("The service closed a connection.")
+        if error:
+            self.done.set_exception(error)
+        else:
+            self.done.set_result(None)
 
 
 async def run(port: int, requests: Sequence[bytes], connections: int, seconds: float) -> Load:

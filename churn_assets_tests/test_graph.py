@@ -94,7 +94,6 @@ def test_a_shop_goes_through_the_whole_graph_once(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.usefixtures("quick_evaluation")
 def test_a_shop_without_a_cutoff_yet_is_ingested_once(tmp_path: Path) -> None:
     """Its reviews wait for the topic model, and nothing is asked for that cannot be made."""
     settings = small_shop(tmp_path, end=dt.datetime(2025, 3, 1, tzinfo=dt.UTC))
@@ -103,6 +102,7 @@ def test_a_shop_without_a_cutoff_yet_is_ingested_once(tmp_path: Path) -> None:
     assert backfill(settings, instance) == []
 
 
+@pytest.mark.usefixtures("quick_evaluation")
 def test_a_failure_names_the_asset_and_is_kept_in_the_log(tmp_path: Path) -> None:
     settings = small_shop(tmp_path)
     instance = dg.DagsterInstance.local_temp(str(tmp_path))

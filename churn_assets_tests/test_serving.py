@@ -86,6 +86,18 @@ def rows(shop: Shop) -> list[dict[str, Any]]:
     return online_table(shop).to_pylist()
 
 
+@contextlib.contextmanager
+def published_with(shop: Shop, column: str, values: Any) -> Iterator[None]:
+    """The rows of the shop with other values in one column, until the test is over."""
+    table = online_table(shop)
+    index = table.column_names.index(column)
+    publish(shop.redis, table.set_column(index, column, values), CUTOFF)
+    try:
+        yield
+    finally:
+        publish_rows(shop)
+
+
 # --------------------------------------------------------------------------- what is answered
 
 
@@ -165,14 +177,11 @@ def test_an_unknown_customer_is_not_found(client: Client):
 
 @pytest.mark.parametrize("id_", ["a/b", "../health", "ü ✓", "a?b#c%2F", "' OR 1=1 --", ":batch"])
 def test_any_text_may_be_an_id(shop: Shop, client: Client, id_: str):
-    table = online_table(shop)
-    ids = pc.if_else(pa.array([i == 0 for i in range(len(table))]), id_, table["customer_id"])
-    publish(shop.redis, table.set_column(0, "customer_id", ids), CUTOFF)
-    try:
+    known = online_table(shop)["customer_id"]
+    ids = pc.if_else(pa.array([i == 0 for i in range(len(known))]), id_, known)
+    with published_with(shop, "customer_id", ids):
         status, answer = client.get(f"/features/{urllib.parse.quote(id_, safe='')}")
         assert (status, answer["customer_id"]) == (200, id_)
-    finally:
-        publish_rows(shop)
 
 
 def test_a_refresh_finds_what_differs_and_writes_nothing(shop: Shop, client: Client):
@@ -186,38 +195,31 @@ def test_a_refresh_finds_what_differs_and_writes_nothing(shop: Shop, client: Cli
 
     before = stored(shop.settings, "customer_rfm_features")
     wrong = pc.add(table["lifetime_orders"], 1)
-    index = table.column_names.index("lifetime_orders")
-    publish(shop.redis, table.set_column(index, "lifetime_orders", wrong), CUTOFF)
-    try:
+    with published_with(shop, "lifetime_orders", wrong):
         _, answer = client.post(f"/refresh/{customer}")
         right = table["lifetime_orders"][0].as_py()
         difference = {"feature": "lifetime_orders", "online": right + 1, "recomputed": right}
         assert answer["differences"] == [difference]
         assert client.get(f"/features/{customer}")[1]["features"]["lifetime_orders"] == right + 1
         assert stored(shop.settings, "customer_rfm_features") == before
-    finally:
-        publish_rows(shop)
 
 
 def test_a_refresh_withholds_what_the_caller_may_not_see(shop: Shop):
     table = online_table(shop)
     customer = table["customer_id"][0].as_py()
     wrong = pa.array(["another"] * len(table))
-    index = table.column_names.index("gender")
-    publish(shop.redis, table.set_column(index, "gender", wrong), CUTOFF)
     plain, plain_entry = new_key("plain", ["refresh"])
     full, full_entry = new_key("full", ["refresh", "sensitive"])
-    try:
-        with running(shop.settings, api_keys=SecretStr(f"{plain_entry},{full_entry}")) as client:
-            _, answer = client.post(f"/refresh/{customer}", token=full)
-            assert [(d["feature"], d["online"]) for d in answer["differences"]] == [
-                ("gender", "another")
-            ]
-            _, answer = client.post(f"/refresh/{customer}", token=plain)
-            assert answer["differences"] == []
-            assert sensitive_features().isdisjoint(answer["features"])
-    finally:
-        publish_rows(shop)
+    with (
+        published_with(shop, "gender", wrong),
+        running(shop.settings, api_keys=SecretStr(f"{plain_entry},{full_entry}")) as client,
+    ):
+        _, answer = client.post(f"/refresh/{customer}", token=full)
+        differences = [(d["feature"], d["online"]) for d in answer["differences"]]
+        assert differences == [("gender", "another")]
+        _, answer = client.post(f"/refresh/{customer}", token=plain)
+        assert answer["differences"] == []
+        assert sensitive_features().isdisjoint(answer["features"])
 
 
 def test_the_short_way_answers_as_the_long_one_does(shop: Shop, rows: list[dict[str, Any]]):

@@ -32,12 +32,16 @@ class Command:
 
     process: subprocess.Popen[bytes]
     out: TextIO
-    port: int = 0
 
     def lines(self) -> list[dict[str, Any]]:
         """What it has logged so far."""
         self.out.seek(0)
         return [json.loads(line) for line in self.out.read().splitlines()]
+
+    @property
+    def port(self) -> int:
+        (started,) = (line["message"] for line in self.lines() if "running on" in line["message"])
+        return int(started.split()[3].rpartition(":")[2])
 
     def count(self, message: str) -> int:
         return sum(line["message"] == message for line in self.lines())
@@ -54,10 +58,6 @@ def serve(home: Path, **variables: str) -> Iterator[Command]:
         command = Command(process, out)
         try:
             eventually(lambda: command.count("Application startup complete.") == 2)
-            (started,) = (
-                line["message"] for line in command.lines() if "running on" in line["message"]
-            )
-            command.port = int(started.split()[3].rpartition(":")[2])
             yield command
         finally:
             process.terminate()
@@ -70,10 +70,8 @@ def test_workers_share_metrics_log_json_and_end_gracefully(tmp_path: Path):
     with serve(tmp_path, CHURN_API_KEYS=entry) as command:
 
         def ask(path: str) -> bytes:
-            url, headers = (
-                f"http://127.0.0.1:{command.port}{path}",
-                {"Authorization": f"Bearer {key}"},
-            )
+            url = f"http://127.0.0.1:{command.port}{path}"
+            headers = {"Authorization": f"Bearer {key}"}
             with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as got:
                 content: bytes = got.read()
             return content

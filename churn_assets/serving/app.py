@@ -13,7 +13,7 @@ import asyncio
 import gc
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic_core import to_json
-from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from churn_assets.cutoffs import midnight, utc_now
@@ -373,31 +373,34 @@ class Direct:
     wrong with it.
     """
 
-    def __init__(self, app: ASGIApp, operations: Mapping[str, tuple[Allowed, Operation]]) -> None:
+    def __init__(self, app: ASGIApp, operations: Collection[Operation]) -> None:
         self.app = app
-        self.operations = {
-            route.path.removesuffix("{customer_id:path}"): (method, route, *operations[route.name])
-            for route in router.routes
-            if isinstance(route, Route) and route.name in operations
-            for method in route.methods or ()
-        }
+        self.operations: dict[str, tuple[str, APIRoute, Any]] = {}
+        for route in router.routes:
+            if isinstance(route, APIRoute) and route.endpoint in operations:
+                (session,) = route.dependant.dependencies
+                path = route.path.removesuffix("{customer_id:path}")
+                for method in route.methods or ():
+                    self.operations[path] = method, route, session.call
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         way = self._way(scope) if scope["type"] == "http" else None
         if way is None:
             await self.app(scope, receive, send)
             return
-        customer_id, scope["route"], allowed, operation = way
+        customer_id, route, allowed = way
+        scope["route"] = route
         request = Request(scope)
         try:
-            response = await operation(customer_id, await allowed(request))
+            response = await route.endpoint(customer_id, await allowed(request))
         except HTTPException as error:
             response = await http_exception_handler(request, error)
         except Unavailable as error:
             response = await unavailable(request, error)
         await response(scope, receive, send)
 
-    def _way(self, scope: Scope) -> tuple[str, Route, Allowed, Operation] | None:
+    def _way(self, scope: Scope) -> tuple[str, APIRoute, Any] | None:
+        """The customer, the route and the dependency that gives its session."""
         path: str = scope["path"]
         start = path.find("/", 1) + 1
         found = self.operations.get(path[:start])
@@ -515,11 +518,7 @@ def create_app(settings: Settings) -> FastAPI:
         exception_handlers={RequestValidationError: invalid_request, Unavailable: unavailable},
     )
     app.state.service = Service(settings)
-    operations = {
-        "features": (Allowed("features"), features),
-        "predict_customer": (Allowed("predict"), predict_customer),
-    }
-    app.add_middleware(Direct, operations=operations)
+    app.add_middleware(Direct, operations=[features, predict_customer])
     app.add_middleware(telemetry.Telemetry)  # around everything that was added before it
     app.include_router(router)
     return app

@@ -44,7 +44,6 @@ import json
 import math
 import time
 import zlib
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -232,18 +231,17 @@ def publish(
     and for an upload that takes longer than `upload_seconds`; then the live version stays live.
     """
     table, bounds = _by_bucket(table, cutoff)
+    ids = table["customer_id"]
     codec, rows = RowCodec.encode(table.drop_columns(["customer_id"]), cutoff)
-    content = f"{cutoff}-{_digest(codec, table['customer_id'], rows)}"
+    content = f"{cutoff}-{_digest(codec, ids, rows)}"
     buckets = len(bounds) - 1
     outcome, version, *deadline = _run(client, _STAGE, content, buckets, upload_seconds)
     missing: list[int] = []
     if outcome == "staged":
         manifest = Manifest(version, len(rows), buckets, codec)
         missing = [bucket for bucket, size in enumerate(_sizes(client, manifest)) if not size]
-        _upload(client, manifest, table["customer_id"], rows, bounds, missing, int(*deadline))
-        whole = _keep(client, manifest) and _has_sample(
-            client, manifest, table["customer_id"], rows, bounds
-        )
+        _upload(client, manifest, ids, rows, bounds, missing, int(*deadline))
+        whole = _keep(client, manifest) and _has_sample(client, manifest, ids, rows, bounds)
         outcome, version = _run(client, _FLIP, version, content, int(whole))
     _delete_leftovers(client)
     if outcome == "lost":
@@ -452,7 +450,7 @@ def _upload(
 
     # One packs while the server works for the other.
     with ThreadPoolExecutor(2) as threads:
-        deque(threads.map(send, _round_trips(len(missing))))
+        list(threads.map(send, _round_trips(len(missing))))
 
 
 def _has_sample(

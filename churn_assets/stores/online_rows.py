@@ -99,12 +99,7 @@ class RowCodec:
     def converted(self) -> list[Column]:
         """The columns whose value is not the number that a row has for them."""
         kinds = {"string", *TO_PYTHON}
-        floats = ("double", "f"), ("double", "d")
-        return [
-            column
-            for column in self.columns
-            if column.dtype in kinds and (column.dtype, column.storage) not in floats
-        ]
+        return [c for c in self.columns if c.dtype in kinds and c.storage not in "fd"]
 
     @cached_property
     def header(self) -> bytes:
