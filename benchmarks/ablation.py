@@ -13,15 +13,20 @@ from functools import cache
 import numpy as np
 
 from churn_assets.cutoffs import parse_key, utc_now
-from churn_assets.definitions import offline_store
-from churn_assets.estimators import ESTIMATORS, Rows
-from churn_assets.features import GROUPS, feature_columns
-from churn_assets.metrics import grade, paired_interval
-from churn_assets.models import TrainingPlan, train, training_plan, training_rows
+from churn_assets.features import feature_columns, feature_groups, feature_versions
+from churn_assets.models.candidates import train
+from churn_assets.models.estimators import ESTIMATORS, Rows
+from churn_assets.models.metrics import Economics, grade, paired_interval
+from churn_assets.models.training_plan import TrainingPlan, training_plan
+from churn_assets.models.training_rows import training_rows
+from churn_assets.operations.installation import offline_store
 from churn_assets.settings import Settings
-from churn_assets.training import TRAINING_DATASET
+from churn_assets.training_data.dataset import TRAINING_DATASET
 
 KINDS = ("logistic_regression_model", "xgboost_model")
+
+
+GROUPS = feature_groups()
 
 
 def plans(settings: Settings, present: set[str]) -> list[TrainingPlan]:
@@ -37,8 +42,8 @@ def main() -> None:
     parser.add_argument("group", choices=[group.name for group in GROUPS])
     without = parser.parse_args().group
     settings = Settings.read()
-    store, economics = offline_store(settings), settings.economics()
-    all_columns = feature_columns()
+    store, economics = offline_store(settings), Economics.of(settings)
+    all_columns = feature_columns(GROUPS)
     left_out = {f.name for group in GROUPS if group.name == without for f in group.features}
     fewer = [column for column in all_columns if column.name not in left_out]
 
@@ -46,14 +51,22 @@ def main() -> None:
     def read(cutoffs: tuple[dt.date, ...]) -> Rows:
         return training_rows(store, cutoffs)
 
-    chosen = plans(settings, set(store.keys(TRAINING_DATASET)))
+    chosen = plans(settings, set(store.keys(store.tables[TRAINING_DATASET])))
     for estimator in (e for e in ESTIMATORS if e.name in KINDS):
         labels: list[np.ndarray] = []
         said: dict[bool, list[np.ndarray]] = {True: [], False: []}
         for plan in chosen:
             read.cache_clear()
             for complete, columns in ((True, all_columns), (False, fewer)):
-                trained = train(estimator, columns, plan, read, economics, settings.seed)
+                trained = train(
+                    estimator,
+                    columns,
+                    feature_versions(GROUPS),
+                    plan,
+                    read,
+                    economics,
+                    settings.seed,
+                )
                 said[complete].append(trained.holdout)
             labels.append(read((plan.holdout,)).churned)
         aucs = {

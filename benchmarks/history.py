@@ -17,8 +17,8 @@ from pathlib import Path
 import dagster as dg
 import pyarrow.parquet as pq
 
-from churn_assets.backfill import RANGE_END, RANGE_START
 from churn_assets.definitions import build_definitions
+from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.settings import Settings
 from churn_assets.sources.shop import Shop
 

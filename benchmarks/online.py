@@ -62,7 +62,7 @@ def make_rows(customers: int) -> pa.Table:
 @contextmanager
 def empty_server(folder: Path) -> Iterator[int]:
     """The port of a server that saves nothing."""
-    from churn_assets.stores.online_server import server_binary
+    from churn_assets.online.server import server_binary
 
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
@@ -107,7 +107,7 @@ def measure(port: int, ids: list[str], write: Callable[[], Read]) -> Figures:
 
 
 def ours(path: Path, port: int, ids: list[str]) -> Figures:
-    from churn_assets.stores.online import OnlineStore, publish
+    from churn_assets.online.store import OnlineStore, publish
 
     client = redis.Redis(port=port)
 

@@ -22,10 +22,10 @@ from nltk.sentiment.vader import SentimentIntensityAnalyzer
 from sklearn.decomposition import LatentDirichletAllocation
 from threadpoolctl import threadpool_limits
 
-from churn_assets.sentiment import FEWEST_TEXTS_FOR_PROCESSES, score_all
+from churn_assets.history.sentiment import FEWEST_TEXTS_FOR_PROCESSES, score_all
+from churn_assets.history.text_vectors import fit_text_vectors
+from churn_assets.history.topics import TOPICS, TopicModel, fit_topics
 from churn_assets.sources.review_texts import review_text
-from churn_assets.text_vectors import fit_text_vectors
-from churn_assets.topics import TOPICS, TopicModel, fit_topics
 
 FEWEST_WORDS, MOST_WORDS = 30, 60
 SEED = 7

@@ -26,9 +26,10 @@ from typing import Any
 
 import uvloop
 
+from churn_assets.online.io_manager import connect
+from churn_assets.online.server import stop
+from churn_assets.online.store import read_version
 from churn_assets.settings import Settings
-from churn_assets.stores.online import connect, read_version
-from churn_assets.stores.online_server import stop
 
 HOST = "127.0.0.1"
 

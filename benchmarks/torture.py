@@ -23,8 +23,8 @@ from typing import Any, Protocol
 import pyarrow as pa
 import redis
 
-from churn_assets.stores import online
-from churn_assets.stores.online_server import open_client, redis_url, stop
+from churn_assets.online import store as online
+from churn_assets.online.server import open_client, redis_url, stop
 
 PUBLISHERS, READERS = 3, 4
 FORK = multiprocessing.get_context("fork")  # children cost milliseconds, so many can be killed

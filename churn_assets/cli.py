@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
     from rich.console import Console
 
-    from churn_assets.backfill import Batch
+    from churn_assets.operations.backfill import Batch
 
 DAGSTER_YAML = Path(__file__).parent.parent / "dagster.yaml"
 
@@ -106,11 +106,11 @@ def backfill(
     """
     if stale and (first or last or newest or names):
         raise ValueError("--stale goes alone: it finds the stages and partitions by itself.")
-    from churn_assets import backfill as backfills
-    from churn_assets.definitions import build_definitions, offline_store
-    from churn_assets.inventory import inventory, present_partitions
-    from churn_assets.jobs import ON_DEMAND
-    from churn_assets.stores.offline import write_views
+    from churn_assets.definitions import build_definitions
+    from churn_assets.monitoring.inventory import ON_DEMAND, inventory, present_partitions
+    from churn_assets.operations import backfill as backfills
+    from churn_assets.operations.installation import offline_store
+    from churn_assets.stores.views import write_views
 
     settings = Settings.read()
     calendar = settings.calendar()
@@ -199,8 +199,9 @@ def status() -> None:
     """Partitions per table: present, missing, failed and stale."""
     from rich.table import Table
 
-    from churn_assets.definitions import build_definitions, offline_store
-    from churn_assets.inventory import inventory
+    from churn_assets.definitions import build_definitions
+    from churn_assets.monitoring.inventory import inventory
+    from churn_assets.operations.installation import offline_store
 
     settings = Settings.read()
     store = offline_store(settings)
@@ -235,14 +236,16 @@ def accept(table: str, key: str | None, reason: str) -> None:
 
     TABLE is its table, KEY its slice or cutoff. Holds for its present content only.
     """
-    from churn_assets import checks
-    from churn_assets.definitions import offline_store
+    from churn_assets.operations import contract_checks
+    from churn_assets.operations.installation import offline_store
 
     settings = Settings.read()
     store = offline_store(settings)
     try:
         with dagster_instance(settings) as instance:
-            broken = checks.accept(store, settings.calendar(), table, key, reason, instance)
+            broken = contract_checks.accept(
+                store, settings.calendar(), table, key, reason, instance
+            )
     except (ValueError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from None
     _console().print(f"{table} {key or ''} passes in spite of {', '.join(broken.failures)}.")
@@ -253,8 +256,8 @@ def report() -> None:
     """What there is: rows per table, champion and hold-out AUC per cutoff, where to look next."""
     from rich.table import Table
 
-    from churn_assets.definitions import offline_store
-    from churn_assets.report import cutoff_reports, rows_per_table
+    from churn_assets.monitoring.report import cutoff_reports, rows_per_table
+    from churn_assets.operations.installation import offline_store
 
     settings = Settings.read()
     store, console = offline_store(settings), _console()
@@ -294,10 +297,10 @@ def sql(query: str | None) -> None:
     Every table is a view, and so are refresh_log: what Dagster did, when, and with what outcome;
     and audit_log: whose rows the service gave to whom.
     """
-    from churn_assets.definitions import offline_store
-    from churn_assets.refresh_log import refresh_log
+    from churn_assets.monitoring.refresh_log import refresh_log
+    from churn_assets.operations.installation import offline_store
     from churn_assets.serving.audit import audit_query
-    from churn_assets.stores.offline import create_views
+    from churn_assets.stores.views import create_views
 
     settings = Settings.read()
     store = offline_store(settings)
@@ -348,8 +351,9 @@ def explain(customer_id: str, cutoff: dt.datetime) -> None:
     """Every feature of a customer at a cutoff, with the rows and the window it came from."""
     from rich.table import Table
 
-    from churn_assets.definitions import offline_store
-    from churn_assets.explain import explain as explain_customer
+    from churn_assets.features import feature_groups
+    from churn_assets.features.explain import explain as explain_customer
+    from churn_assets.operations.installation import offline_store
 
     settings = Settings.read()
     calendar = settings.calendar()
@@ -357,7 +361,8 @@ def explain(customer_id: str, cutoff: dt.datetime) -> None:
     calendar.require(calendar.cutoffs, [day.isoformat()], utc_now())
     table = Table("feature", "value", "unit", "window", "rows", "of", "first day", "last day")
     group = ""
-    for row in explain_customer(offline_store(settings), calendar, customer_id, day):
+    groups = feature_groups(settings.review_vectors)
+    for row in explain_customer(groups, offline_store(settings), calendar, customer_id, day):
         if row.group != group:
             group = row.group
             table.add_section()
@@ -389,9 +394,11 @@ def _text(value: object) -> str:
 )
 def contacts(cutoff: dt.datetime | None, limit: int, out: Path | None) -> None:
     """Customers whom it pays to contact, by expected value, with the reasons."""
-    from churn_assets.definitions import offline_store
-    from churn_assets.predictions import CHURN_PREDICTIONS, contacts_query
-    from churn_assets.stores.offline import quoted
+    from churn_assets.models.metrics import Economics
+    from churn_assets.operations.installation import offline_store
+    from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
+    from churn_assets.predictions.contacts import contacts_query
+    from churn_assets.stores.sql import quoted
 
     settings = Settings.read()
     store = offline_store(settings)
@@ -401,7 +408,7 @@ def contacts(cutoff: dt.datetime | None, limit: int, out: Path | None) -> None:
         raise click.ClickException("There are no predictions yet. Make them with `churn backfill`.")
     if out and out.suffix not in (".csv", ".parquet"):
         raise click.ClickException(f"{out} ends neither with .csv nor with .parquet.")
-    query = contacts_query(store.scan(CHURN_PREDICTIONS, [key]).sql, settings.economics())
+    query = contacts_query(store.scan(CHURN_PREDICTIONS, [key]).sql, Economics.of(settings))
     with store.connect() as connection:
         if out is None:
             _show(connection, f"FROM ({query}) LIMIT {limit}")
@@ -422,7 +429,8 @@ def online() -> None:
 @click.argument("customer_id")
 def get(customer_id: str) -> None:
     """The online row of a customer."""
-    from churn_assets.stores.online import OnlineStore, connect
+    from churn_assets.online.io_manager import connect
+    from churn_assets.online.store import OnlineStore
 
     settings = Settings.read()
     store = OnlineStore(connect(settings.home, settings.redis_url))
@@ -438,7 +446,8 @@ def get(customer_id: str) -> None:
 @online.command()
 def rollback() -> None:
     """Serve the retained previous version again."""
-    from churn_assets.stores.online import connect, roll_back
+    from churn_assets.online.io_manager import connect
+    from churn_assets.online.store import roll_back
 
     settings = Settings.read()
     version = roll_back(connect(settings.home, settings.redis_url))

@@ -1,123 +1,82 @@
 """The code location: every asset, job and resource, built from the settings.
 
 `build_definitions` takes settings as an argument, so a test builds the whole graph on a folder of
-its own. What an asset does is in the module named after its layer.
+its own. What an asset does is in the module of its layer; docs/architecture.md is the map.
 """
 
 import warnings
 
 import dagster as dg
 
-from churn_assets import (
+from churn_assets.features import assets as features
+from churn_assets.features import feature_groups, registry
+from churn_assets.history import raw, rollups, scored_reviews, topic_model
+from churn_assets.models import candidates, champion
+from churn_assets.models.estimators import ESTIMATORS, EXTRA_ESTIMATORS
+from churn_assets.models.metrics import Economics
+from churn_assets.models.runs import ModelRuns
+from churn_assets.monitoring import (
     alerts,
-    automation,
-    champion,
-    checks,
+    backtest_report,
     drift,
+    ground_truth,
     inventory,
-    jobs,
-    labels,
-    lineage,
-    models,
-    online,
     performance,
-    predictions,
-    raw,
-    registry,
-    reviews,
-    rollups,
-    training,
-    truth,
 )
-from churn_assets import features as feature_groups
-from churn_assets.estimators import ESTIMATORS, EXTRA_ESTIMATORS
-from churn_assets.settings import Settings, SettingsError
+from churn_assets.online import sync
+from churn_assets.online.io_manager import OnlineIOManager
+from churn_assets.operations import annotations, automation, contract_checks, jobs, lineage
+from churn_assets.operations.installation import offline_store
+from churn_assets.predictions import churn_predictions
+from churn_assets.settings import Settings
 from churn_assets.sources import open_source
 from churn_assets.sources.synthetic import Synthetic
-from churn_assets.stores.offline import OfflineIOManager, OfflineStore, duckdb_config
-from churn_assets.stores.online import OnlineIOManager
-from churn_assets.tables import Table
-from churn_assets.tracking import Tracking
-
-TABLES: dict[str, Table] = {
-    table.name: table
-    for table in (
-        *(raw_table.table for raw_table in raw.RAW_TABLES),
-        raw.QUARANTINED_ROWS,
-        *rollups.TABLES,
-        reviews.SCORED_REVIEWS,
-        *(group.table for group in feature_groups.GROUPS),
-        *training.LABEL_SETS,
-        training.TRAINING_DATASET,
-        champion.CHAMPION_MODEL,
-        predictions.CHURN_PREDICTIONS,
-        drift.DRIFT_REPORT,
-        registry.FEATURE_REGISTRY,
-        truth.SYNTHETIC_TRUTH,
-        performance.REALISED_PERFORMANCE,
-        inventory.ASSET_INVENTORY,
-    )
-}
-
-
-def offline_store(settings: Settings) -> OfflineStore:
-    """The offline store of an installation."""
-    return OfflineStore(
-        settings.home,
-        TABLES,
-        duckdb_config(settings),
-        settings.allow_shrink,
-        checks.Gate(settings.calendar()),
-    )
+from churn_assets.stores.io_manager import OfflineIOManager
+from churn_assets.training_data import dataset, labels
 
 
 def build_definitions(settings: Settings) -> dg.Definitions:
-    """The whole graph for the given settings.
-
-    Raises:
-        SettingsError: CHURN_REVIEW_VECTORS is another one than at import.
-    """
-    if settings.review_vectors != reviews.VECTORS:
-        raise SettingsError(
-            f"CHURN_REVIEW_VECTORS is {settings.review_vectors}, and tables were declared for "
-            f"{reviews.VECTORS} when the package was imported. Set it in the environment or in "
-            "`.env` before the process starts."
-        )
+    """The whole graph for the given settings."""
     # Partition mappings past the edge of history and single-run backfills are marked as beta,
     # checks with partitions as preview.
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
     warnings.filterwarnings("ignore", category=dg.PreviewWarning)
-    calendar = settings.calendar()
+    calendar, seed = settings.calendar(), settings.seed
     store = offline_store(settings)
     source = open_source(settings)
-    tracking = Tracking(settings.home, settings.mlflow_tracking_uri)
-    economics = settings.economics()
+    groups = feature_groups(settings.review_vectors)
+    runs = ModelRuns(settings.home, settings.mlflow_tracking_uri)
+    economics = Economics.of(settings)
     kinds = (*ESTIMATORS, *(EXTRA_ESTIMATORS[name] for name in settings.extra_models))
     raw_assets = raw.assets(calendar, source, store)
+    fitter = topic_model.TopicFitter(store, calendar, runs, seed, settings.review_vectors)
+    topics = topic_model.asset(fitter)
+    has_truth = isinstance(source, Synthetic)
     assets = [
         *raw_assets,
         *rollups.assets(calendar),
-        *reviews.assets(calendar, store, tracking, settings.seed),
-        *feature_groups.assets(calendar),
-        *labels.assets(calendar, settings.seed),
-        *training.assets(calendar),
-        *models.assets(calendar, store, tracking, economics, settings.seed, kinds, settings.tuning),
-        *champion.assets(calendar, store, tracking, economics, [kind.name for kind in kinds]),
-        *predictions.assets(calendar, store),
-        *online.assets(calendar, store),
-        *performance.assets(
-            calendar, store, economics, settings.seed, isinstance(source, Synthetic)
-        ),
-        *drift.assets(calendar, store),
+        topics,
+        scored_reviews.asset(fitter, topics.get_asset_spec()),
+        *features.assets(groups, calendar),
+        *labels.assets(calendar, seed),
+        *dataset.assets(groups, calendar),
+        *candidates.assets(groups, calendar, store, runs, economics, seed, kinds, settings.tuning),
+        *champion.assets(groups, calendar, store, runs, economics, [kind.name for kind in kinds]),
+        *churn_predictions.assets(groups, calendar, store),
+        *sync.assets(groups, calendar, store),
+        *performance.assets(calendar, store, economics, seed, has_truth),
+        *backtest_report.assets(store),
+        *drift.assets(groups, calendar, store),
         *inventory.assets(lambda: definitions, store, calendar),
-        *registry.assets(calendar, settings.home.parent / "feature_registry.yaml"),
-        *(truth.assets(calendar, source, store) if isinstance(source, Synthetic) else []),
+        *registry.assets(groups, calendar, settings.home.parent / "feature_registry.yaml"),
+        *(ground_truth.assets(calendar, source, store) if isinstance(source, Synthetic) else []),
     ]
+    described = automation.with_conditions(lineage.with_lineage(assets, groups, store.tables))
     definitions = dg.Definitions(
-        assets=automation.with_conditions(lineage.with_lineage(assets)),
+        assets=annotations.annotated(described, groups, calendar, store),
         asset_checks=[
-            *checks.definitions(assets, calendar, store),
-            *online.checks(calendar, store),
+            *contract_checks.definitions(assets, calendar, store),
+            *sync.checks(groups, calendar, store),
         ],
         jobs=jobs.jobs(assets),
         schedules=[automation.ingestion_schedule(calendar, raw_assets)],

@@ -13,7 +13,6 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from churn_assets.cutoffs import Cadence, Calendar
-from churn_assets.metrics import Economics
 
 DATA = Path("data")
 
@@ -171,9 +170,16 @@ class Settings(BaseSettings):
         """Dagster's own storage, inside the state so that deleting the state is a clean start."""
         return self.home / "dagster"
 
-    def economics(self) -> Economics:
-        """What contacting a customer is worth, which decides the threshold."""
-        return Economics(self.customer_value, self.contact_cost, self.save_rate)
+    def duckdb_config(self) -> dict[str, str | int]:
+        """How DuckDB is to use the machine."""
+        config: dict[str, str | int] = {
+            "temp_directory": str(self.duckdb_temp_directory or self.home / "duckdb_tmp"),
+        }
+        if self.duckdb_memory_limit:
+            config["memory_limit"] = self.duckdb_memory_limit
+        if self.duckdb_threads:
+            config["threads"] = self.duckdb_threads
+        return config
 
     def calendar(self) -> Calendar:
         """The partitions that these settings define."""

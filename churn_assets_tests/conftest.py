@@ -20,15 +20,19 @@ for name in [n for n in os.environ if n.startswith("CHURN_")]:
     del os.environ[name]
 for name in ("REDIS_URL", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)
-# Tables are declared at import, and a `.env` may choose others.
-os.environ["CHURN_REVIEW_VECTORS"] = "none"
 
-from churn_assets.backfill import RANGE_END, RANGE_START  # noqa: E402
-from churn_assets.definitions import build_definitions  # noqa: E402
-from churn_assets.settings import Settings  # noqa: E402
-from churn_assets.sources.review_texts import review_text  # noqa: E402
+from churn_assets.definitions import build_definitions
+from churn_assets.features import feature_groups
+from churn_assets.operations.installation import tables
+from churn_assets.operations.jobs import RANGE_END, RANGE_START
+from churn_assets.settings import Settings
+from churn_assets.sources.review_texts import review_text
 
 Row = dict[str, Any]
+
+# As they are without review vectors.
+GROUPS = feature_groups()
+TABLES = tables(Settings(_env_file=None))
 
 
 @event.listens_for(Engine, "connect")
@@ -111,7 +115,7 @@ def evaluate_quickly(patch: pytest.MonkeyPatch) -> None:
     """As fixture `quick_evaluation`, for fixtures of a wider scope."""
     patch.setattr("joblib.cpu_count", lambda **_: 1)  # workers would not see the patches
     for name in ("baselines", "random_split", "importance", "pictures"):
-        patch.setattr(f"churn_assets.evaluation.{name}", lambda *_: {})
+        patch.setattr(f"churn_assets.models.evaluation.{name}", lambda *_: {})
 
 
 @pytest.fixture

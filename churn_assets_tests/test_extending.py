@@ -25,7 +25,7 @@ from churn_assets_tests.conftest import evaluate_quickly, make_settings, materia
 from churn_assets.serving.app import create_app
 from churn_assets.stores.online import OnlineStore, connect, read_version
 from churn_assets.stores.online_server import stop
-from churn_assets_tests.serving import running
+from churn_assets_tests.served_shop import running
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
 settings = make_settings(

@@ -9,12 +9,13 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from churn_assets.backfill import Range, plan_stage, run_batch, stages, wanted_range
-from churn_assets.definitions import TABLES, build_definitions, offline_store
-from churn_assets.inventory import inventory, present_partitions
-from churn_assets.refresh_log import refresh_log
+from churn_assets.definitions import build_definitions
+from churn_assets.monitoring.inventory import inventory, present_partitions
+from churn_assets.monitoring.refresh_log import refresh_log
+from churn_assets.operations.backfill import Range, plan_stage, run_batch, stages, wanted_range
+from churn_assets.operations.installation import offline_store
 from churn_assets.settings import Settings
-from churn_assets_tests.conftest import make_settings, stored
+from churn_assets_tests.conftest import TABLES, make_settings, stored
 
 SNAPSHOT = Path(__file__).parent / "graph.json"
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)

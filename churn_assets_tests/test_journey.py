@@ -15,15 +15,17 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from churn_assets.champion import find_champion
-from churn_assets.definitions import build_definitions, offline_store
-from churn_assets.online import online_query
-from churn_assets.report import cutoff_reports
+from churn_assets.definitions import build_definitions
+from churn_assets.models.artefacts import ModelStore
+from churn_assets.models.champion import find_champion
+from churn_assets.monitoring.report import cutoff_reports
+from churn_assets.online.io_manager import connect
+from churn_assets.online.server import server_binary, stop
+from churn_assets.online.store import read_version, roll_back
+from churn_assets.online.sync import online_query
+from churn_assets.operations.installation import offline_store
 from churn_assets.settings import Settings
-from churn_assets.stores.models import ModelStore
-from churn_assets.stores.online import connect, read_version, roll_back
-from churn_assets.stores.online_server import server_binary, stop
-from churn_assets_tests.conftest import make_settings, materialize, stored
+from churn_assets_tests.conftest import GROUPS, make_settings, materialize, stored
 
 CUTOFFS = ("2025-04-01", "2025-08-01")
 LABELED = ("2025-04-01", "2025-07-01")
@@ -124,7 +126,9 @@ def test_online_rows_equal_the_newest_offline_partition(journey: Settings) -> No
         if name == "churn_predictions" or name.startswith("customer_")
     }
     with store.connect() as connection:
-        offline = connection.sql(online_query(relations)).to_arrow_table().sort_by("customer_id")
+        offline = (
+            connection.sql(online_query(GROUPS, relations)).to_arrow_table().sort_by("customer_id")
+        )
     online = read_version(connect(journey.home, journey.redis_url))
     assert online.column_names == offline.column_names
     assert online.cast(offline.schema).equals(offline)

@@ -13,10 +13,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from churn_assets.champion import newest_champion
+from churn_assets.models.artefacts import ModelStore
+from churn_assets.models.champion import newest_champion
+from churn_assets.online.io_manager import connect
+from churn_assets.online.store import read_version
 from churn_assets.settings import Settings
-from churn_assets.stores.models import ModelStore
-from churn_assets.stores.online import connect, read_version
 
 IMAGES = Path(__file__).parent / "images"
 

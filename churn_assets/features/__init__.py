@@ -1,94 +1,47 @@
 """Feature groups: what was known of each customer of the population at each cutoff.
 
 Grain: one row per customer with an event in `[C - lookback, C)` and cutoff `C`. Features read
-daily rollups and profile versions before `C`; they never pass through Python.
+daily rollups, scored reviews and profile versions from before `C`, never labels or anything later.
+A group is declared in the module of its name; its asset is made in `features.assets`.
 """
 
-import datetime as dt
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
+from functools import cache
 
-import dagster as dg
-
-from churn_assets.cutoffs import Calendar, parse_key, utc_now
 from churn_assets.features.activity import ACTIVITY
 from churn_assets.features.behavior import BEHAVIOR
-from churn_assets.features.group import FeatureGroup, group_query
+from churn_assets.features.group import FeatureGroup
 from churn_assets.features.profile import PROFILE
 from churn_assets.features.recent import RECENT
-from churn_assets.features.review import REVIEW
+from churn_assets.features.review import review_group
 from churn_assets.features.rfm import RFM
 from churn_assets.features.trend import TREND
-from churn_assets.stores.offline import Query, Scan, buckets
-from churn_assets.tables import Column, sql_version
+from churn_assets.history.text_vectors import Vectors
+from churn_assets.stores.tables import Column
 
-GROUPS: tuple[FeatureGroup, ...] = (
-    PROFILE,
-    ACTIVITY,
-    RECENT,
-    RFM,
-    BEHAVIOR,
-    TREND,
-    REVIEW,
-)
-
-# Any cutoff serves to make a group's code version; it must only be the same at every load.
-ANY_CUTOFF = dt.date(2000, 1, 1)
+Groups = Sequence[FeatureGroup]
 
 
-def feature_columns() -> list[Column]:
+@cache
+def feature_groups(review_vectors: Vectors = "none") -> Groups:
+    """All groups, in the order of their columns.
+
+    Args:
+        review_vectors: CHURN_REVIEW_VECTORS; vectors add features to the group of reviews.
+    """
+    return PROFILE, ACTIVITY, RECENT, RFM, BEHAVIOR, TREND, review_group(review_vectors)
+
+
+def feature_columns(groups: Groups) -> list[Column]:
     """The columns of all features, group by group: what a dataset and an online row hold."""
-    return [feature.column for group in GROUPS for feature in group.features]
+    return [feature.column for group in groups for feature in group.features]
 
 
-def sensitive_features() -> frozenset[str]:
+def sensitive_features(groups: Iterable[FeatureGroup]) -> frozenset[str]:
     """The names of the features that only callers with the right to see them are given."""
-    return frozenset(f.name for group in GROUPS for f in group.features if f.sensitive)
+    return frozenset(f.name for group in groups for f in group.features if f.sensitive)
 
 
-def assets(
-    calendar: Calendar, now: Callable[[], dt.datetime] = utc_now
-) -> list[dg.AssetsDefinition]:
-    """One asset per feature group, computing every cutoff of a range in one query."""
-    return [_asset(group, calendar, now) for group in GROUPS]
-
-
-def _asset(
-    group: FeatureGroup, calendar: Calendar, now: Callable[[], dt.datetime]
-) -> dg.AssetsDefinition:
-    rollup_days = group.rollup_days(calendar.lookback_days)
-    code = group_query(group, [ANY_CUTOFF], calendar.lookback_days, {n: n for n in rollup_days})
-
-    @dg.asset(
-        name=group.name,
-        description=f"{group.description}\n\n{__doc__}",
-        ins={
-            rollup: dg.AssetIn(partition_mapping=calendar.slices_before(days))
-            for rollup, days in rollup_days.items()
-        },
-        partitions_def=calendar.cutoffs,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        code_version=sql_version(code),
-        group_name="features",
-        kinds={"duckdb", "parquet"},
-        owners=[group.owner],
-        tags={"layer": "features"},
-        metadata={"dagster/column_schema": group.table.as_dagster()},
-    )
-    def feature_group(context: dg.AssetExecutionContext, **rollups: Scan) -> Query:
-        calendar.require_arrived(context.partition_keys, now())
-        cutoffs = [parse_key(key) for key in context.partition_keys]
-        bucketed = buckets(*rollups.values())
-        return Query(
-            [
-                group_query(
-                    group,
-                    cutoffs,
-                    calendar.lookback_days,
-                    {name: scan.bucket(b, len(bucketed)) for name, scan in rollups.items()},
-                )
-                for b in bucketed
-            ],
-            describe=group.describe,
-        )
-
-    return feature_group
+def feature_versions(groups: Groups) -> dict[str, str]:
+    """The version of every feature as it is defined now."""
+    return {f.name: group.version(f) for group in groups for f in group.features}

@@ -8,14 +8,22 @@ from churn_assets.features.group import (
     total,
     whole_days_since,
 )
-from churn_assets.raw import EVENT_TYPES
+from churn_assets.sources.tables import EVENT_TYPES
 
 COUNTED_TYPES = ("add_to_cart", "page_view", "product_view", "search", "remove_from_cart")
 
 
 def _count(name: str, column: str, source: str, unit: str, description: str) -> Feature:
     return Feature(
-        name, total(column), source, LOOKBACK, "BIGINT", unit, description, default=0, minimum=0
+        name=name,
+        sql=total(column),
+        source=source,
+        window=LOOKBACK,
+        dtype="BIGINT",
+        unit=unit,
+        description=description,
+        default=0,
+        minimum=0,
     )
 
 
@@ -23,6 +31,7 @@ ACTIVITY = FeatureGroup(
     name="customer_activity_features",
     description=__doc__,
     owner="team:data",
+    module=__name__,
     features=(
         _count("total_events", "events", "daily_activity", "events", "Events of any type"),
         _count(
@@ -57,45 +66,45 @@ ACTIVITY = FeatureGroup(
             "Distinct sessions; a session ends at UTC midnight",
         ),
         Feature(
-            "avg_session_length",
-            ratio(total("session_us"), total("session_count")) + " / 6e7",
-            "daily_activity",
-            LOOKBACK,
-            "DOUBLE",
-            "minutes",
-            "Mean over sessions of last minus first event",
+            name="avg_session_length",
+            sql=ratio(total("session_us"), total("session_count")) + " / 6e7",
+            source="daily_activity",
+            window=LOOKBACK,
+            dtype="DOUBLE",
+            unit="minutes",
+            description="Mean over sessions of last minus first event",
             minimum=0,
         ),
         Feature(
-            "active_days",
-            "count(*) FILTER (WHERE {window})",
-            "daily_activity",
-            LOOKBACK,
-            "BIGINT",
-            "days",
-            "Distinct UTC days with an event",
+            name="active_days",
+            sql="count(*) FILTER (WHERE {window})",
+            source="daily_activity",
+            window=LOOKBACK,
+            dtype="BIGINT",
+            unit="days",
+            description="Distinct UTC days with an event",
             default=0,
             minimum=0,
         ),
         Feature(
-            "last_active_days",
-            whole_days_since("max(last_event_us) FILTER (WHERE {window})"),
-            "daily_activity",
-            LOOKBACK,
-            "INTEGER",
-            "days",
-            "Whole days from the last event to the cutoff",
+            name="last_active_days",
+            sql=whole_days_since("max(last_event_us) FILTER (WHERE {window})"),
+            source="daily_activity",
+            window=LOOKBACK,
+            dtype="INTEGER",
+            unit="days",
+            description="Whole days from the last event to the cutoff",
             minimum=0,
         ),
         *(
             Feature(
-                f"event_vector_{event_type}",
-                ratio(total(f"{event_type}_events"), total("events")),
-                "daily_activity",
-                LOOKBACK,
-                "DOUBLE",
-                "share",
-                f"Events of type {event_type} among all events",
+                name=f"event_vector_{event_type}",
+                sql=ratio(total(f"{event_type}_events"), total("events")),
+                source="daily_activity",
+                window=LOOKBACK,
+                dtype="DOUBLE",
+                unit="share",
+                description=f"Events of type {event_type} among all events",
                 minimum=0,
                 maximum=1,
             )

@@ -14,13 +14,23 @@ FIRST_TO_LAST = (
 def _behavior(
     name: str, sql: str, unit: str, description: str, source: str = "daily_orders"
 ) -> Feature:
-    return Feature(name, sql, source, LOOKBACK, "DOUBLE", unit, description, minimum=0)
+    return Feature(
+        name=name,
+        sql=sql,
+        source=source,
+        window=LOOKBACK,
+        dtype="DOUBLE",
+        unit=unit,
+        description=description,
+        minimum=0,
+    )
 
 
 BEHAVIOR = FeatureGroup(
     name="customer_behavior_features",
     description=__doc__,
     owner="team:data",
+    module=__name__,
     features=(
         _behavior(
             "avg_order_value",
@@ -35,13 +45,13 @@ BEHAVIOR = FeatureGroup(
             "Purchased pieces per purchase order",
         ),
         Feature(
-            "n_unique_products",
-            "count(DISTINCT CASE WHEN {window} THEN product_id END)",
-            "daily_products",
-            LOOKBACK,
-            "BIGINT",
-            "products",
-            "Distinct purchased products",
+            name="n_unique_products",
+            sql="count(DISTINCT CASE WHEN {window} THEN product_id END)",
+            source="daily_products",
+            window=LOOKBACK,
+            dtype="BIGINT",
+            unit="products",
+            description="Distinct purchased products",
             default=0,
             minimum=0,
         ),

@@ -11,15 +11,16 @@ UTC midnights. `in_window` writes that predicate; nothing else does.
 
 import datetime as dt
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from churn_assets.cutoffs import DAY_US, day_number
-from churn_assets.rollups import DAILY_ACTIVITY
+from churn_assets.history.rollups import DAILY_ACTIVITY
 from churn_assets.stores.offline import Scan
-from churn_assets.tables import Column, Table, cutoff_table, sql_version
+from churn_assets.stores.tables import Column, Table, cutoff_table, sql_version
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -47,7 +48,7 @@ def in_window(days: float) -> str:
     return f"day >= cutoff_day - {days} AND day < cutoff_day"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tolerance:
     """The PSI against the training data from which a feature is reported as drifting.
 
@@ -71,10 +72,10 @@ class Tolerance:
 # Of features over all days before the cutoff: they grow with history, most of all in a shop's first
 # year. With nothing wrong, PSI came to 0.25 (gap_mean_days) on the UCI data and 0.06 on the
 # synthetic shop.
-GROWING = Tolerance(0.3, 0.6)
+GROWING = Tolerance(warn=0.3, error=0.6)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Feature:
     """One feature, declared beside the code that computes it.
 
@@ -94,6 +95,9 @@ class Feature:
         method: How the summed values are made, where a setting decides: part of the version.
         minimum: No value is below it; None where there is no limit.
         maximum: No value is above it.
+
+    Raises:
+        ValueError: The declaration cannot be right, such as a window of no day.
     """
 
     name: str
@@ -110,6 +114,17 @@ class Feature:
     minimum: float | None = None
     maximum: float | None = None
 
+    def __post_init__(self) -> None:
+        limits = self.minimum, self.maximum
+        wrong = {
+            "a name in lower case": not re.fullmatch("[a-z][a-z0-9_]*", self.name),
+            "a description": not self.description.strip(),
+            "a window of at least a day": isinstance(self.window, int) and self.window < 1,
+            "minimum <= maximum": None not in limits and limits[0] > limits[1],  # type: ignore[operator]
+        }
+        if lacking := [what for what, is_wrong in wrong.items() if is_wrong]:
+            raise ValueError(f"Feature {self.name!r} needs {', '.join(lacking)}.")
+
     @property
     def column(self) -> Column:
         return Column(
@@ -122,7 +137,7 @@ class Feature:
         return max(own, lookback_days) if "{lookback}" in self.sql else own
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Derived:
     """A source made from a rollup: `{rollup}` in `sql` stands for it.
 
@@ -133,7 +148,7 @@ class Derived:
     sql: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureGroup:
     """Features that are computed, stored and owned together.
 
@@ -143,6 +158,7 @@ class FeatureGroup:
         name: Also the asset's and the table's.
         description: For people.
         owner: Who answers for it.
+        module: Where it is declared.
         features: In the order of the columns.
         derived: The sources that are made from rollups, by name.
         describe: What Dagster shows of a partition beside its counts: see `Query`.
@@ -151,6 +167,7 @@ class FeatureGroup:
     name: str
     description: str
     owner: str
+    module: str
     features: tuple[Feature, ...]
     derived: Mapping[str, Derived] = field(default_factory=dict)
     describe: "Callable[[DuckDBPyConnection, Scan], Mapping[str, Any]] | None" = None
@@ -200,9 +217,6 @@ class FeatureGroup:
         return sql_version(*parts, derived.sql if derived else "", feature.method)
 
 
-# Expressions that recur in declarations
-
-
 def total(column: str, window: str = "{window}") -> str:
     """The sum of a rollup column over a window."""
     return f"sum({column}) FILTER (WHERE {window})"
@@ -229,9 +243,6 @@ def sample_sd(count: str, total: str, total_squares: str) -> str:
         f"CASE WHEN {count} > 1 THEN sqrt(CAST({spread} AS DOUBLE) "
         f"/ (CAST({count} AS DOUBLE) * CAST({count} - 1 AS DOUBLE))) END"
     )
-
-
-# The query
 
 
 def cutoff_rows(cutoffs: Sequence[dt.date]) -> str:

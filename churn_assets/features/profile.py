@@ -33,24 +33,34 @@ def newest_number(column: str) -> str:
 
 def _category(name: str, description: str, sensitive: bool = False) -> Feature:
     newest = f"NULLIF(max_by(coalesce({name}, ''), updated_us), '')"
-    return Feature(name, newest, "versions", EVER, "VARCHAR", "", description, sensitive=sensitive)
+    return Feature(
+        name=name,
+        sql=newest,
+        source="versions",
+        window=EVER,
+        dtype="VARCHAR",
+        unit="",
+        description=description,
+        sensitive=sensitive,
+    )
 
 
 PROFILE = FeatureGroup(
     name="customer_profile_features",
     description=__doc__,
     owner="team:data",
+    module=__name__,
     derived={"versions": VERSIONS},
     features=(
         Feature(
-            "age",
+            name="age",
             # The difference of dates written as yyyymmdd counts a year on the birthday.
-            f"floor(CAST(max(cutoff_ymd) - {newest_number('birth_ymd')} AS DOUBLE) / 1e4)",
-            "versions",
-            EVER,
-            "INTEGER",
-            "years",
-            "Whole years at the cutoff",
+            sql=f"floor(CAST(max(cutoff_ymd) - {newest_number('birth_ymd')} AS DOUBLE) / 1e4)",
+            source="versions",
+            window=EVER,
+            dtype="INTEGER",
+            unit="years",
+            description="Whole years at the cutoff",
             sensitive=True,
         ),
         _category("gender", "As given", sensitive=True),
@@ -59,23 +69,23 @@ PROFILE = FeatureGroup(
         _category("education", "Highest degree", sensitive=True),
         _category("loyalty_status", "Tier of the loyalty programme"),
         Feature(
-            "premium",
-            newest_number("premium_flag"),
-            "versions",
-            EVER,
-            "BOOLEAN",
-            "",
-            "Whether the customer pays for membership",
+            name="premium",
+            sql=newest_number("premium_flag"),
+            source="versions",
+            window=EVER,
+            dtype="BOOLEAN",
+            unit="",
+            description="Whether the customer pays for membership",
         ),
         _category("device", "Main device"),
         Feature(
-            "account_age_days",
-            whole_days_since(newest_number("signup_us")),
-            "versions",
-            EVER,
-            "INTEGER",
-            "days",
-            "Whole days since the account was opened",
+            name="account_age_days",
+            sql=whole_days_since(newest_number("signup_us")),
+            source="versions",
+            window=EVER,
+            dtype="INTEGER",
+            unit="days",
+            description="Whole days since the account was opened",
         ),
     ),
 )

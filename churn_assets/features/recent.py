@@ -14,7 +14,17 @@ from churn_assets.features.group import (
 def _recent(
     name: str, sql: str, source: str, dtype: str, unit: str, description: str, default: int | None
 ) -> Feature:
-    return Feature(name, sql, source, 7, dtype, unit, description, default, minimum=0)
+    return Feature(
+        name=name,
+        sql=sql,
+        source=source,
+        window=7,
+        dtype=dtype,
+        unit=unit,
+        description=description,
+        default=default,
+        minimum=0,
+    )
 
 
 AMOUNTS = total("amount_events")
@@ -24,15 +34,16 @@ RECENT = FeatureGroup(
     name="customer_recent_features",
     description=__doc__,
     owner="team:data",
+    module=__name__,
     features=(
         Feature(
-            "days_since_last_event",
-            whole_days_since("max(last_event_us) FILTER (WHERE {window})"),
-            "daily_activity",
-            LOOKBACK,
-            "INTEGER",
-            "days",
-            "Whole days from the last event to the cutoff",
+            name="days_since_last_event",
+            sql=whole_days_since("max(last_event_us) FILTER (WHERE {window})"),
+            source="daily_activity",
+            window=LOOKBACK,
+            dtype="INTEGER",
+            unit="days",
+            description="Whole days from the last event to the cutoff",
             minimum=0,
         ),
         _recent(

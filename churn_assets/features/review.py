@@ -17,9 +17,11 @@ from churn_assets.features.group import (
     total,
     whole_days_since,
 )
-from churn_assets.reviews import TOPIC_COLUMNS, VECTOR_COLUMNS, VECTORS
+from churn_assets.history.text_scores import TOPIC_COLUMNS, vector_columns
+from churn_assets.history.text_vectors import Vectors
 from churn_assets.stores.offline import Scan
-from churn_assets.tables import Column, markdown
+from churn_assets.stores.pages import markdown
+from churn_assets.stores.tables import Column
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -44,7 +46,16 @@ REVIEWS = Derived(
 
 def _mean(name: str, column: str, unit: str, description: str, method: str = "") -> Feature:
     mean = ratio(total(column), f"count({column}) FILTER (WHERE {{window}})")
-    return Feature(name, mean, "reviews", EVER, "DOUBLE", unit, description, method=method)
+    return Feature(
+        name=name,
+        sql=mean,
+        source="reviews",
+        window=EVER,
+        dtype="DOUBLE",
+        unit=unit,
+        description=description,
+        method=method,
+    )
 
 
 def _mean_of_texts(column: Column, method: str = "") -> Feature:
@@ -57,7 +68,9 @@ def describe(connection: "DuckDBPyConnection", rows: Scan) -> dict[str, Any]:
 
     The words of each topic are on the page of `scored_reviews`.
     """
-    from churn_assets.plots import markdown_image, png, sentiment_histogram
+    from churn_assets.history.sentiment_picture import sentiment_histogram
+    from churn_assets.stores.figures import png
+    from churn_assets.stores.pages import markdown_image
 
     table = connection.sql(f"FROM {rows.sql} WHERE total_reviews > 0 ORDER BY customer_id")
     reviewers = table.to_arrow_table()
@@ -80,39 +93,42 @@ def describe(connection: "DuckDBPyConnection", rows: Scan) -> dict[str, Any]:
     }
 
 
-REVIEW = FeatureGroup(
-    name="customer_review_features",
-    description=__doc__,
-    owner="team:data",
-    describe=describe,
-    derived={"reviews": REVIEWS},
-    features=(
-        Feature(
-            "total_reviews",
-            "count(*) FILTER (WHERE {window})",
-            "reviews",
-            EVER,
-            "BIGINT",
-            "reviews",
-            "Reviews ever",
-            default=0,
-            minimum=0,
+def review_group(vectors: Vectors) -> FeatureGroup:
+    """The group; vectors add a feature for each of their numbers."""
+    return FeatureGroup(
+        name="customer_review_features",
+        description=__doc__,
+        owner="team:data",
+        module=__name__,
+        describe=describe,
+        derived={"reviews": REVIEWS},
+        features=(
+            Feature(
+                name="total_reviews",
+                sql="count(*) FILTER (WHERE {window})",
+                source="reviews",
+                window=EVER,
+                dtype="BIGINT",
+                unit="reviews",
+                description="Reviews ever",
+                default=0,
+                minimum=0,
+            ),
+            _mean("avg_rating", "stars", "stars", "Mean rating"),
+            _mean("avg_helpful_ratio", "helpful_ratio", "share", "Mean share of helpful votes"),
+            _mean("avg_text_length", "text_length", "code points", "Mean length of the text"),
+            _mean("avg_sentiment_score", "sentiment_score", "-1 to 1", "Mean VADER compound score"),
+            *(_mean_of_texts(column) for column in TOPIC_COLUMNS),
+            *(_mean_of_texts(column, vectors) for column in vector_columns(vectors)),
+            Feature(
+                name="last_review_days",
+                sql=whole_days_since("max(review_us) FILTER (WHERE {window})"),
+                source="reviews",
+                window=EVER,
+                dtype="INTEGER",
+                unit="days",
+                description="Whole days since the last review",
+                minimum=0,
+            ),
         ),
-        _mean("avg_rating", "stars", "stars", "Mean rating"),
-        _mean("avg_helpful_ratio", "helpful_ratio", "share", "Mean share of helpful votes"),
-        _mean("avg_text_length", "text_length", "code points", "Mean length of the text"),
-        _mean("avg_sentiment_score", "sentiment_score", "-1 to 1", "Mean VADER compound score"),
-        *(_mean_of_texts(column) for column in TOPIC_COLUMNS),
-        *(_mean_of_texts(column, VECTORS) for column in VECTOR_COLUMNS),
-        Feature(
-            "last_review_days",
-            whole_days_since("max(review_us) FILTER (WHERE {window})"),
-            "reviews",
-            EVER,
-            "INTEGER",
-            "days",
-            "Whole days since the last review",
-            minimum=0,
-        ),
-    ),
-)
+    )

@@ -38,13 +38,13 @@ SINCE_PURCHASE = whole_days_since("max(last_purchase_us) FILTER (WHERE {window})
 
 def _share(name: str, value: str, source: str, of: str) -> Feature:
     return Feature(
-        name,
-        ratio(f"coalesce({value}, 0)", value.replace("{window}", "{lookback}")),
-        source,
-        30,
-        "DOUBLE",
-        "share",
-        f"{of} of the last 30 days among those of the lookback",
+        name=name,
+        sql=ratio(f"coalesce({value}, 0)", value.replace("{window}", "{lookback}")),
+        source=source,
+        window=30,
+        dtype="DOUBLE",
+        unit="share",
+        description=f"{of} of the last 30 days among those of the lookback",
         minimum=0,
         maximum=1,
     )
@@ -53,13 +53,23 @@ def _share(name: str, value: str, source: str, of: str) -> Feature:
 def _rhythm(
     name: str, sql: str, unit: str, description: str, source: str = "purchase_days"
 ) -> Feature:
-    return Feature(name, sql, source, EVER, "DOUBLE", unit, description, tolerance=GROWING)
+    return Feature(
+        name=name,
+        sql=sql,
+        source=source,
+        window=EVER,
+        dtype="DOUBLE",
+        unit=unit,
+        description=description,
+        tolerance=GROWING,
+    )
 
 
 TREND = FeatureGroup(
     name="customer_trend_features",
     description=__doc__,
     owner="team:data",
+    module=__name__,
     derived={"purchase_days": PURCHASE_DAYS},
     features=(
         _share("purchases_30d_share", total("purchase_orders"), "daily_orders", "Purchase orders"),
@@ -67,25 +77,25 @@ TREND = FeatureGroup(
         _share("events_30d_share", total("events"), "daily_activity", "Events"),
         _share("active_days_30d_share", ACTIVE_DAYS, "daily_activity", "Active days"),
         Feature(
-            "lifetime_orders",
-            total("purchase_orders"),
-            "purchase_days",
-            EVER,
-            "BIGINT",
-            "orders",
-            "Distinct purchase orders ever",
+            name="lifetime_orders",
+            sql=total("purchase_orders"),
+            source="purchase_days",
+            window=EVER,
+            dtype="BIGINT",
+            unit="orders",
+            description="Distinct purchase orders ever",
             default=0,
             minimum=0,
             tolerance=GROWING,
         ),
         Feature(
-            "lifetime_revenue",
-            total("purchase_amount"),
-            "purchase_days",
-            EVER,
-            "DOUBLE",
-            "currency",
-            "Purchase amount ever",
+            name="lifetime_revenue",
+            sql=total("purchase_amount"),
+            source="purchase_days",
+            window=EVER,
+            dtype="DOUBLE",
+            unit="currency",
+            description="Purchase amount ever",
             default=0,
             minimum=0,
             tolerance=GROWING,
@@ -116,13 +126,13 @@ TREND = FeatureGroup(
             "Whole days since the last purchase beyond the mean gap",
         ),
         Feature(
-            "lifetime_active_days",
-            ACTIVE_DAYS,
-            "daily_activity",
-            EVER,
-            "BIGINT",
-            "days",
-            "Distinct UTC days with an event ever",
+            name="lifetime_active_days",
+            sql=ACTIVE_DAYS,
+            source="daily_activity",
+            window=EVER,
+            dtype="BIGINT",
+            unit="days",
+            description="Distinct UTC days with an event ever",
             default=0,
             minimum=0,
             tolerance=GROWING,

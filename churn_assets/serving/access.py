@@ -36,7 +36,9 @@ SCOPES = {
     "sensitive": "see age, gender, location, income, education and the like",
     "metrics": "read metrics",
 }
+
 LOCAL_SCOPES = frozenset(SCOPES) - {"sensitive"}
+
 KEY_FORMAT = "name:sha256:scope+scope, several separated by commas"
 
 

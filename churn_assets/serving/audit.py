@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic_core import to_json
 
 from churn_assets.cutoffs import utc_now
-from churn_assets.stores.offline import quoted
+from churn_assets.stores.sql import quoted
 
 COLUMNS = {
     "read_at": "TIMESTAMPTZ",

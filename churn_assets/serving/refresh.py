@@ -7,13 +7,17 @@ import datetime as dt
 from typing import Any
 
 from churn_assets.cutoffs import Calendar
-from churn_assets.features import GROUPS
+from churn_assets.features import Groups
 from churn_assets.features.group import group_query
 from churn_assets.stores.offline import OfflineStore
 
 
 def recompute(
-    store: OfflineStore, calendar: Calendar, customer_id: str, cutoff: dt.date
+    groups: Groups,
+    store: OfflineStore,
+    calendar: Calendar,
+    customer_id: str,
+    cutoff: dt.date,
 ) -> dict[str, Any] | None:
     """Every feature of a customer at a cutoff; None where the customer is not in its population.
 
@@ -21,7 +25,7 @@ def recompute(
     """
     features: dict[str, Any] = {}
     with store.connect() as connection:
-        for group in GROUPS:
+        for group in groups:
             relations = {
                 name: f"(SELECT * FROM {store.scan(store.tables[name]).sql} "
                 "WHERE customer_id = $customer_id)"

@@ -20,15 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from churn_assets.stores.online import Manifest, OnlineStore, connect, read_version
-from churn_assets.stores.online_rows import OnlineStoreError
-from churn_assets.stores.online_server import ServerError
+from churn_assets.online.io_manager import connect
+from churn_assets.online.rows import OnlineStoreError
+from churn_assets.online.server import ServerError
+from churn_assets.online.store import Manifest, OnlineStore, read_version
 
 if TYPE_CHECKING:
     import redis
 
 # A read over a network takes about 1 ms. Longer than this, the snapshot is the better answer.
 READ_SECONDS = 0.25
+
 RETAINED = 2  # as many as the online store retains, for a rollback
 
 log = logging.getLogger(__name__)

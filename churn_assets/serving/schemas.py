@@ -5,14 +5,16 @@ strict: a number in quotes, an unknown field or NaN is refused, never guessed at
 """
 
 import datetime as dt
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
-from churn_assets.features import GROUPS
+from churn_assets.features import Groups
 
 # Bounds of what one request may cost; a batch of so many rows of raw features is about 2 MB.
 MAX_CUSTOMERS = 1_000
+
 MAX_BODY_BYTES = 4_000_000
 
 
@@ -23,6 +25,7 @@ def _whole(value: Any) -> Any:
 
 # The bounds within which that one kind of number, a double to most readers, is exact.
 Integer = Annotated[int, Field(ge=1 - 2**53, le=2**53 - 1), BeforeValidator(_whole)]
+
 TYPES: dict[str, Any] = {
     "VARCHAR": str,
     "INTEGER": Integer,
@@ -32,6 +35,7 @@ TYPES: dict[str, Any] = {
 }
 
 CustomerId = Annotated[str, Field(min_length=1, max_length=256)]
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -39,7 +43,7 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-def _feature_fields() -> dict[str, Any]:
+def _feature_fields(groups: Groups) -> dict[str, Any]:
     return {
         feature.name: (
             TYPES[feature.dtype] | None,
@@ -54,25 +58,13 @@ def _feature_fields() -> dict[str, Any]:
                 },
             ),
         )
-        for group in GROUPS
+        for group in groups
         for feature in group.features
     }
 
 
-Features = create_model(
-    "Features",
-    __base__=Request,
-    __doc__="Features by name; null where undefined. Counts and sums are 0 where nothing happened.",
-    **_feature_fields(),
-)
-
-
 class CustomerIds(Request):
     customer_ids: Annotated[list[CustomerId], Field(min_length=1, max_length=MAX_CUSTOMERS)]
-
-
-class FeatureRows(Request):
-    rows: Annotated[list[Features], Field(min_length=1, max_length=MAX_CUSTOMERS)]  # type: ignore[valid-type]
 
 
 class Served(BaseModel):
@@ -96,22 +88,6 @@ class Published(Prediction):
     """The prediction as it was published with the features."""
 
     model_version: str
-
-
-class FeatureRow(BaseModel):
-    customer_id: str
-    features: Features = Field(description="All but the withheld ones")  # type: ignore[valid-type]
-    published: Published
-
-
-class CustomerFeatures(FeatureRow, Served):
-    withheld: list[str] = Field(description="Features that the caller may not see")
-
-
-class FeatureBatch(Served):
-    rows: list[FeatureRow] = Field(description="In the order asked for")
-    missing: list[str] = Field(description="Customers that the served version does not have")
-    withheld: list[str] = Field(description="Features that the caller may not see")
 
 
 class Model(BaseModel):
@@ -152,15 +128,6 @@ class Difference(BaseModel):
     recomputed: Any
 
 
-class Refreshed(Served):
-    customer_id: str
-    features: Features | None = Field(  # type: ignore[valid-type]
-        description="Recomputed at the cutoff; null where the customer has no event in the lookback"
-    )
-    differences: list[Difference] = Field(description="Where the online row has another value")
-    withheld: list[str]
-
-
 class Health(BaseModel):
     status: Literal["ok"] = "ok"
 
@@ -176,3 +143,58 @@ class Problem(BaseModel):
 
 class InvalidRequest(BaseModel):
     detail: list[dict[str, Any]] = Field(description="Where and what; never the value")
+
+
+@dataclass(frozen=True)
+class FeatureSchemas:
+    """The requests and answers that hold features, which an installation's groups decide.
+
+    Args:
+        rows: A request with rows of raw features, in field `rows`.
+        customer: The features of one customer.
+        batch: Those of many.
+        refreshed: Those of one customer, recomputed.
+    """
+
+    rows: type[BaseModel]
+    customer: type[BaseModel]
+    batch: type[BaseModel]
+    refreshed: type[BaseModel]
+
+
+def feature_schemas(groups: Groups) -> FeatureSchemas:
+    """The schemas for the features of these groups."""
+    Features: Any = create_model(
+        "Features",
+        __base__=Request,
+        __doc__="Features by name; null where undefined. "
+        "Counts and sums are 0 where nothing happened.",
+        **_feature_fields(groups),
+    )
+
+    class FeatureRows(Request):
+        rows: Annotated[list[Features], Field(min_length=1, max_length=MAX_CUSTOMERS)]
+
+    class FeatureRow(BaseModel):
+        customer_id: str
+        features: Features = Field(description="All but the withheld ones")
+        published: Published
+
+    class CustomerFeatures(FeatureRow, Served):
+        withheld: list[str] = Field(description="Features that the caller may not see")
+
+    class FeatureBatch(Served):
+        rows: list[FeatureRow] = Field(description="In the order asked for")
+        missing: list[str] = Field(description="Customers that the served version does not have")
+        withheld: list[str] = Field(description="Features that the caller may not see")
+
+    class Refreshed(Served):
+        customer_id: str
+        features: Features | None = Field(
+            description="Recomputed at the cutoff; null where the customer has no event in the "
+            "lookback"
+        )
+        differences: list[Difference] = Field(description="Where the online row has another value")
+        withheld: list[str]
+
+    return FeatureSchemas(FeatureRows, CustomerFeatures, FeatureBatch, Refreshed)

@@ -15,19 +15,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from churn_assets.champion import CHAMPION_MODEL, Champion, newest_champion
-from churn_assets.estimators import LARGEST, MISSING, FittedModel
-from churn_assets.models import feature_versions
-from churn_assets.predictions import AT_RISK, RETAINED, explainer
-from churn_assets.reasons import Explainer
-from churn_assets.stores.models import (
-    MANIFEST,
+from churn_assets.features import Groups, feature_versions
+from churn_assets.models.artefacts import (
     FeatureMismatch,
     Manifest,
     ModelStore,
     read_artefact,
     refuse_other_features,
 )
+from churn_assets.models.champion import CHAMPION_MODEL, Champion, newest_champion
+from churn_assets.models.estimators import LARGEST, MISSING, FittedModel
+from churn_assets.predictions.churn_predictions import AT_RISK, RETAINED, explainer
+from churn_assets.predictions.reasons import Explainer
+from churn_assets.stores.artefacts import MANIFEST
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,8 +79,9 @@ class LiveModel:
 class LiveChampion:
     """Holds the champion. `watch` is called now and then by a thread, `model` read by any."""
 
-    def __init__(self, store: ModelStore, lookback_days: int) -> None:
+    def __init__(self, store: ModelStore, groups: Groups, lookback_days: int) -> None:
         self._store = store
+        self._groups = groups
         self._lookback_days = lookback_days
         self.model: LiveModel | None = None
         self.problem = "no champion was chosen yet; `churn backfill --stage models` does"
@@ -90,7 +91,7 @@ class LiveChampion:
         try:
             decision = newest_champion(self._store)
             if decision and (self.model is None or self.model.decision != decision):
-                self.model = load(self._store, decision, self._lookback_days)
+                self.model = load(self._store, decision, self._groups, self._lookback_days)
                 log.info("The champion is %s of %s.", decision.model, decision.model_cutoff)
             if decision:
                 self.problem = ""
@@ -106,7 +107,7 @@ class LiveChampion:
         self.problem = problem
 
 
-def load(store: ModelStore, decision: Champion, lookback_days: int) -> LiveModel:
+def load(store: ModelStore, decision: Champion, groups: Groups, lookback_days: int) -> LiveModel:
     """The model that a decision names, in exactly that version.
 
     Raises:
@@ -120,9 +121,10 @@ def load(store: ModelStore, decision: Champion, lookback_days: int) -> LiveModel
             f"any more: it was trained anew. Materialize {CHAMPION_MODEL.name} again."
         )
     manifest = Manifest.from_json((folder / MANIFEST).read_text())
-    refuse_other_features(manifest, feature_versions())
+    refuse_other_features(manifest, feature_versions(groups))
     model = read_artefact(folder)
-    return LiveModel(decision, manifest, Scorer(model), explainer(manifest, model, lookback_days))
+    explains = explainer(groups, manifest, model, lookback_days)
+    return LiveModel(decision, manifest, Scorer(model), explains)
 
 
 class Scorer:

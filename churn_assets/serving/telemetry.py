@@ -34,17 +34,22 @@ REQUEST_SECONDS = Histogram(
     ["route", "status"],
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5),
 )
+
 READS = Counter(
     "churn_customer_reads", "Customers looked up: where they were found, or missing", ["source"]
 )
+
 REFUSALS = Counter("churn_refusals", "Requests refused for want of a right or a limit", ["status"])
+
 # The watcher sets gauges all the time, so the most recent value of any process is right.
 CUTOFF_AGE = Gauge(
     "churn_served_cutoff_age_seconds", "Age of the served cutoff", multiprocess_mode="mostrecent"
 )
+
 ONLINE_UP = Gauge(
     "churn_online_store_up", "Whether the online store answers", multiprocess_mode="mostrecent"
 )
+
 MODEL_INFO = Gauge(
     "churn_model_info",
     "1 for the champion in use",

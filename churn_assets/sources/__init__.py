@@ -1,62 +1,17 @@
-"""Where raw rows come from. A source names relations; it neither validates nor filters rows.
+"""Where raw rows come from: `CHURN_SOURCE` names one of the sources here.
 
-`raw` reads the four tables `events`, `customers`, `reviews` and `satisfaction` from whatever
-source the settings choose. Only events are required.
+`history.raw` reads the four tables of `sources.tables` from it. Only events are required.
 """
 
-import datetime as dt
-from collections.abc import Mapping, Set
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
-
 from churn_assets.settings import Settings
-
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
-
-    from churn_assets.raw import RawTable
-
-
-@dataclass(frozen=True)
-class SourceTable:
-    """Rows as the source has them, and how they read as one of our tables.
-
-    Args:
-        relation: A SQL relation over the source's own columns, in the source's own order.
-        columns: For each column of ours that the source has, a SQL expression over its columns.
-    """
-
-    relation: str
-    columns: Mapping[str, str]
-
-
-class Source(Protocol):
-    """A place that has raw rows."""
-
-    def read(
-        self,
-        connection: "DuckDBPyConnection",
-        table: "RawTable",
-        begin: dt.datetime,
-        end: dt.datetime,
-    ) -> SourceTable | None:
-        """The rows of `table`, or None where the source has no such table.
-
-        Rows outside `[begin, end)` may be left out only by a source that makes them on demand.
-
-        Raises:
-            FileNotFoundError: A required table is not there.
-            ValueError: A required column is not there.
-        """
-        ...
+from churn_assets.sources.files import Files
+from churn_assets.sources.online_retail import OnlineRetail
+from churn_assets.sources.source import Source
+from churn_assets.sources.synthetic import Synthetic
 
 
 def open_source(settings: Settings) -> Source:
     """The source that `CHURN_SOURCE` names."""
-    from churn_assets.sources.files import Files
-    from churn_assets.sources.online_retail import OnlineRetail
-    from churn_assets.sources.synthetic import Synthetic
-
     match settings.source:
         case "synthetic":
             return Synthetic(settings.synthetic_customers, settings.seed, settings.start)
@@ -64,31 +19,3 @@ def open_source(settings: Settings) -> Source:
             return Files(settings.input_folder)
         case "online_retail":
             return OnlineRetail(settings.input_folder)
-
-
-def number_as_text(number: str) -> str:
-    """SQL for the text of a floating-point value: whole numbers without a fraction, NaN as NULL.
-
-    Ids become floating-point when a tool has stored them beside missing ones.
-    """
-    return (
-        f"CASE WHEN isfinite({number}) AND {number} = trunc({number}) AND abs({number}) < 1e15 "
-        f"THEN CAST(CAST({number} AS BIGINT) AS VARCHAR) "
-        f"WHEN NOT isnan({number}) THEN CAST({number} AS VARCHAR) END"
-    )
-
-
-def identifier(name: str) -> str:
-    """A column name quoted for SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def require_columns(required: Set[str], found: list[str], where: str) -> None:
-    """Refuse a source that lacks a column, naming it and the columns found."""
-    missing = sorted(required - {name.lower() for name in found})
-    if missing:
-        raise ValueError(
-            f"{where} lacks the required column{'s' if len(missing) > 1 else ''} "
-            f"{', '.join(missing)}. Columns found: {', '.join(found)}. "
-            "Rename the column in the files, or read them through a view that does."
-        )

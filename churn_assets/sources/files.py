@@ -11,13 +11,13 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from churn_assets.sources import SourceTable, identifier, number_as_text, require_columns
-from churn_assets.stores.offline import quoted
+from churn_assets.sources.source import SourceTable, number_as_text, require_columns
+from churn_assets.stores.sql import identifier, quoted
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-    from churn_assets.raw import RawTable
+    from churn_assets.sources.tables import RawTable
 
 FORMATS = {
     "parquet": (".parquet", ".pq"),

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from churn_assets.sources import SourceTable, require_columns
 from churn_assets.sources.files import FORMATS, column_names, relation
-from churn_assets.stores.offline import quoted
+from churn_assets.sources.source import SourceTable, require_columns
+from churn_assets.stores.sql import quoted
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-    from churn_assets.raw import RawTable
+    from churn_assets.sources.tables import RawTable
 
 COLUMNS = ("InvoiceNo", "StockCode", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID")
 WORKBOOK = (".xlsx",)

@@ -8,13 +8,13 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from churn_assets.sources import SourceTable
+from churn_assets.sources.source import SourceTable
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-    from churn_assets.raw import RawTable
     from churn_assets.sources.shop import Shop
+    from churn_assets.sources.tables import RawTable
 
 
 @dataclass(frozen=True)

@@ -10,26 +10,21 @@ killed run leaves the previous partition readable and runs of different partitio
 Nothing here knows features or labels, and no data passes through Python.
 """
 
-import datetime as dt
 import hashlib
 import logging
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dagster as dg
-
-from churn_assets.cutoffs import Calendar, parse_key
-from churn_assets.settings import Settings
-from churn_assets.stores.models import MANIFEST, ModelStore
+from churn_assets.stores.artefacts import ArtefactStore
+from churn_assets.stores.sql import quoted
 from churn_assets.stores.staging import staged
-from churn_assets.tables import Table
+from churn_assets.stores.tables import Table
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -95,11 +90,6 @@ class Partition:
     path: Path
     rows: int
     bytes: int
-
-
-def quoted(path: Path | str) -> str:
-    """`path` for use between single quotes in SQL."""
-    return str(path).replace("'", "''")
 
 
 def row_count(path: Path) -> int:
@@ -355,7 +345,7 @@ class OfflineStore:
 
     def artefact(self, asset: str, key: str | None) -> Path:
         """The file that says what an asset without a table is now: a model or a decision."""
-        return ModelStore(self.home).folder(asset, key) / MANIFEST
+        return ArtefactStore(self.home).manifest_path(asset, key)
 
     def content(self, asset: str, key: str | None) -> Path:
         """The file that changes whenever a partition of an asset does."""
@@ -369,156 +359,4 @@ class OfflineStore:
         table = self.tables.get(asset)
         if table is not None:
             return [*self.keys(table)]
-        files = ModelStore(self.home).folder(asset, None).glob(f"cutoff=*/{MANIFEST}")
-        return sorted(path.parent.name.split("=")[1] for path in files)
-
-
-def upstream_keys(
-    calendar: Calendar,
-    mapping: dg.PartitionMapping | None,
-    key: str | None,
-    existing: Sequence[str | None],
-) -> Sequence[str | None]:
-    """The upstream partitions, of those that exist, that partition `key` is made from.
-
-    An asset without partitions names those that it reads; the registry, which names none, reads
-    declarations only.
-    """
-    if None in existing:
-        return existing
-    keys = [k for k in existing if k is not None]
-    if isinstance(mapping, dg.SpecificPartitionsPartitionMapping):
-        return [k for k in keys if k in mapping.partition_keys]
-    if key is None:
-        return []
-    if not isinstance(mapping, dg.TimeWindowPartitionMapping):
-        return [key] if key in keys else []
-    first = calendar.shift(parse_key(key), mapping.start_offset).isoformat()
-    last = calendar.shift(parse_key(key), mapping.end_offset).isoformat()
-    return [k for k in keys if first <= k <= last]
-
-
-def current_provenance(
-    store: OfflineStore,
-    calendar: Calendar,
-    spec: dg.AssetSpec,
-    key: str | None,
-    present: Callable[[str], Sequence[str | None]],
-) -> dict[str, str]:
-    """The provenance that partition `key` of an asset has if it is made now.
-
-    A file with another one is stale: its code changed, or a file that it was made from did.
-    `present` gives the partitions of an asset; for many keys it looks into the folders once.
-    """
-    digest = hashlib.sha256()
-    for dep in sorted(spec.deps, key=lambda dep: dep.asset_key):
-        upstream = dep.asset_key.path[-1]
-        for upstream_key in upstream_keys(calendar, dep.partition_mapping, key, present(upstream)):
-            content = file_digest(store.content(upstream, upstream_key))
-            digest.update(f"{upstream} {upstream_key} {content}\n".encode())
-    return {"code_version": spec.code_version or "", "inputs": digest.hexdigest()[:32]}
-
-
-def provenances(
-    store: OfflineStore, calendar: Calendar, context: dg.AssetExecutionContext
-) -> Callable[[str | None], dict[str, str]]:
-    """The provenance of each partition that a run of an asset without a table makes."""
-    spec, present = context.assets_def.get_asset_spec(), cache(store.present)
-    return lambda key: current_provenance(store, calendar, spec, key, present)
-
-
-class OfflineIOManager(dg.IOManager):
-    """Hands assets a `Scan` of their upstream partitions and publishes the `Query` they return."""
-
-    def __init__(self, store: OfflineStore, calendar: Calendar) -> None:
-        self.store = store
-        self.calendar = calendar
-
-    def load_input(self, context: dg.InputContext) -> Scan:
-        table = self.store.tables[context.asset_key.path[-1]]
-        if not context.has_asset_partitions:
-            return self.store.scan(table)
-        return self.store.scan(table, sorted(context.asset_partition_keys))
-
-    def handle_output(self, context: dg.OutputContext, obj: Query) -> None:
-        table = self.store.tables[context.asset_key.path[-1]]
-        keys: list[str | None] = (
-            [*context.asset_partition_keys] if context.has_asset_partitions else [None]
-        )
-
-        present = cache(self.store.present)
-
-        def provenance(key: str | None) -> dict[str, str]:
-            return current_provenance(self.store, self.calendar, context.asset_spec, key, present)
-
-        began = time.monotonic()
-        with ExitStack() as stack:
-            connection = obj.connection or stack.enter_context(self.store.connect())
-            written = self.store.publish(connection, table, obj.selects, keys, provenance)
-            seconds = time.monotonic() - began
-            for key, partition in written.items():
-                shown = Scan(table, (partition.path,))
-                metadata = {
-                    "dagster/row_count": partition.rows,
-                    "bytes": partition.bytes,
-                    "seconds": round(seconds / len(written), 4),
-                    "path": dg.MetadataValue.path(str(partition.path)),
-                    **(obj.describe(connection, shown) if obj.describe else {}),
-                }
-                context.step_context.add_asset_metadata(metadata, context.asset_key, key)
-        rows = sum(partition.rows for partition in written.values())
-        context.log.info(f"{table.name}: {rows:,} rows in {len(written)} partitions")
-
-
-def duckdb_config(settings: Settings) -> dict[str, str | int]:
-    """How DuckDB is to use the machine."""
-    config: dict[str, str | int] = {
-        "temp_directory": str(settings.duckdb_temp_directory or settings.home / "duckdb_tmp"),
-    }
-    if settings.duckdb_memory_limit:
-        config["memory_limit"] = settings.duckdb_memory_limit
-    if settings.duckdb_threads:
-        config["threads"] = settings.duckdb_threads
-    return config
-
-
-def write_views(store: OfflineStore, path: Path) -> None:
-    """Write a DuckDB database that holds a view per table, for people and notebooks.
-
-    The file is made beside and replaced in one step, so a reader that has it open keeps its own.
-    """
-    import duckdb
-
-    with staged(store.home) as made:
-        with duckdb.connect(str(made)) as connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            create_views(connection, store)
-        made.replace(path)
-
-
-def create_views(connection: "DuckDBPyConnection", store: OfflineStore) -> None:
-    """A view per table over whatever partitions it has, empty but typed where it has none.
-
-    A declared column is NULL in partitions that were made before it was declared.
-
-    Raises:
-        UnreadableFile: A file is damaged.
-    """
-    for table in store.tables.values():
-        depth = "*/" if table.partitioned_by else ""
-        pattern = store.root / table.name / f"{depth}part-0.parquet"
-        present = any((store.root / table.name).glob(f"{depth}part-0.parquet"))
-        columns = ", ".join(table.column_names)
-        body = table.empty()
-        if present:
-            store.unchecked(table)  # its error says how to mend a damaged file
-            body = (
-                f"SELECT {columns} FROM ({body} UNION ALL BY NAME FROM read_parquet("
-                f"'{quoted(pattern)}', hive_partitioning = false, union_by_name = true))"
-            )
-        connection.execute(f"CREATE OR REPLACE VIEW {table.name} AS {body}")
-
-
-def utc(instant: dt.datetime) -> str:
-    """An instant as a SQL literal."""
-    return f"TIMESTAMPTZ '{instant.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S.%f}+00'"
+        return [*ArtefactStore(self.home).cutoffs(asset)]

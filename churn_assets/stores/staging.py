@@ -30,6 +30,17 @@ def staged(home: Path) -> Iterator[Path]:
         _remove(path)
 
 
+def write_text(home: Path, path: Path, text: str) -> None:
+    """Replace a file under the state folder in one step."""
+    with staged(home) as made:
+        with made.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made.replace(path)
+
+
 def _folder(home: Path) -> Path:
     folder = home / "staging"
     try:

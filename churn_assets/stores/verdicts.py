@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from churn_assets.stores.staging import staged
+from churn_assets.stores.offline import OfflineStore, file_digest
+from churn_assets.stores.staging import write_text
+from churn_assets.stores.tables import Table
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,12 @@ def read_verdict(home: Path, table: str, key: str | None) -> Verdict | None:
 
 
 def write_verdict(home: Path, table: str, key: str | None, verdict: Verdict) -> None:
-    path = verdict_path(home, table, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with staged(home) as made:
-        made.write_text(json.dumps(asdict(verdict), indent=2))
-        made.replace(path)
+    """Keep what was found of a partition."""
+    write_text(home, verdict_path(home, table, key), json.dumps(asdict(verdict), indent=2))
+
+
+def current_verdict(store: OfflineStore, table: Table, key: str | None) -> Verdict | None:
+    """The verdict of the present content of a partition; None where it has none."""
+    verdict = read_verdict(store.home, table.name, key)
+    of_content = verdict and verdict.content == file_digest(store.path(table, key))
+    return verdict if of_content else None

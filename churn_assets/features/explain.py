@@ -1,0 +1,85 @@
+"""Where a customer's features come from: each value with its window and the rows behind it."""
+
+import datetime as dt
+from dataclasses import dataclass
+
+from churn_assets.cutoffs import Calendar, day_number, from_day_number, window_text
+from churn_assets.features import Groups
+from churn_assets.features.group import in_window, window_days
+from churn_assets.stores.offline import OfflineStore
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One feature of one customer at one cutoff.
+
+    Args:
+        group: The feature group.
+        feature: Its name.
+        value: What is stored, None for NULL.
+        unit: Its unit.
+        window: The window as `[begin, cutoff)`.
+        source: The rollup that it is computed from.
+        rows: The customer's rows of that rollup within the window.
+        first_day: Day of the oldest of those rows, None where there are none.
+        last_day: Day of the newest.
+    """
+
+    group: str
+    feature: str
+    value: object
+    unit: str
+    window: str
+    source: str
+    rows: int
+    first_day: dt.date | None
+    last_day: dt.date | None
+
+
+def explain(
+    groups: Groups, store: OfflineStore, calendar: Calendar, customer_id: str, cutoff: dt.date
+) -> list[Explanation]:
+    """Every stored feature of a customer at a cutoff.
+
+    Raises:
+        LookupError: The customer is not in the population of that cutoff.
+        FileNotFoundError: The cutoff is not materialized.
+    """
+    explanations = []
+    with store.connect() as connection:
+        for group in groups:
+            relation = store.unchecked(group.table, [cutoff.isoformat()]).sql
+            names = ", ".join(f'"{feature.name}"' for feature in group.features)
+            row = connection.execute(
+                f"SELECT {names} FROM {relation} WHERE customer_id = ?", [customer_id]
+            ).fetchone()
+            if row is None:
+                raise LookupError(
+                    f"{customer_id!r} is not in the population of {cutoff}: it has no event in the "
+                    f"{calendar.lookback_days} days before. `churn sql` finds customers that are."
+                )
+            for feature, value in zip(group.features, row, strict=True):
+                rollup = group.rollup(feature.source)
+                rollup_rows = {rollup: store.unchecked(store.tables[rollup]).sql}
+                days = window_days(feature.window, calendar.lookback_days)
+                rows, first, last = connection.execute(
+                    f"SELECT count(*), min(day), max(day) FROM "
+                    f"(SELECT *, {day_number(cutoff)} AS cutoff_day "
+                    f"FROM {group.relation(feature.source, rollup_rows)}) AS source_rows "
+                    f"WHERE customer_id = ? AND {in_window(days)}",
+                    [customer_id],
+                ).fetchall()[0]
+                explanations.append(
+                    Explanation(
+                        group.name,
+                        feature.name,
+                        value,
+                        feature.unit,
+                        window_text(cutoff, days),
+                        rollup,
+                        rows,
+                        from_day_number(first),
+                        from_day_number(last),
+                    )
+                )
+    return explanations

@@ -1,0 +1,281 @@
+"""Raw tables: every source row of a slice, validated; what cannot be used is quarantined.
+
+Grain: one row per event, profile version, review or survey, in the slice `[K, next K)` of its own
+timestamp. Every source row up to the end of the newest slice is either ingested or quarantined,
+exactly once, with the first reason that applies in the order of `REASONS`. Rows without a usable
+timestamp and rows before CHURN_START are kept with the first slice, rows at or after CHURN_END
+with the last. Later rows are pending and counted in the metadata of the newest slice.
+
+Nothing here reads features or labels, and nothing later reads the source.
+"""
+
+import datetime as dt
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from churn_assets.cutoffs import Calendar, utc_now
+from churn_assets.history.parsing import parse_query, parsed
+from churn_assets.history.quarantine import QUARANTINED_ROWS, quarantine_metadata
+from churn_assets.sources.source import Source, SourceTable
+from churn_assets.sources.tables import EVENT_TYPES, EVENTS, RAW_TABLES, RawTable
+from churn_assets.stores.offline import OfflineStore, Query, row_count
+from churn_assets.stores.provenance import current_provenance
+from churn_assets.stores.sql import utc
+from churn_assets.stores.tables import Table
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+# What a missing value of a column means, and how categories are normalised.
+EVENT_DEFAULTS = {
+    "event_type": (
+        "CASE WHEN event_type = 'browse' THEN 'page_view' "
+        f"WHEN event_type IN {EVENT_TYPES} THEN event_type ELSE 'other' END"
+    ),
+    "order_id": (
+        "CASE WHEN event_type IN ('purchase', 'refund') THEN coalesce(order_id, event_id) "
+        "ELSE order_id END"
+    ),
+    "quantity": "coalesce(quantity, 1)",
+    "amount": "coalesce(amount, 0)",
+}
+
+
+def ingest(
+    connection: "DuckDBPyConnection",
+    raw: RawTable,
+    source: SourceTable | None,
+    calendar: Calendar,
+    keys: Sequence[str],
+) -> None:
+    """Fill `valid_rows` with the table's rows of the slices, add rejected ones to `rejected_rows`.
+
+    Both are temporary tables of the connection. `rejected_rows` has the columns of
+    `quarantined_rows` and must exist; `valid_rows` is made anew.
+    """
+    if source is None:
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE valid_rows AS {raw.table.empty()}")
+        return
+    expressions = ", ".join(f"({sql}) AS {name}" for name, sql in source.columns.items())
+    described = connection.execute(f"DESCRIBE SELECT {expressions} FROM {source.relation}")
+    dtypes = {name: dtype for name, dtype, *_ in described.fetchall()}
+    dates = ", ".join(f"DATE '{key}'" for key in keys)
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE parsed_rows AS SELECT * FROM "
+        f"({parse_query(raw, source, dtypes, calendar)}) WHERE slice IN ({dates})"
+    )
+    if raw.generated_id:
+        _generate_ids(connection, raw)
+    _mark_duplicates(connection, raw)
+    defaults = EVENT_DEFAULTS if raw is EVENTS else {}
+    columns = ", ".join(
+        f"{defaults[name]} AS {name}" if name in defaults else name
+        for name in raw.table.column_names
+    )
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE valid_rows AS "
+        f"SELECT {columns} FROM parsed_rows WHERE reason IS NULL"
+    )
+    rejected = connection.execute("SELECT count(*) FROM parsed_rows WHERE reason IS NOT NULL")
+    if rejected.fetchall()[0][0]:
+        connection.execute(
+            f"""INSERT INTO rejected_rows
+            SELECT '{raw.source_name}', slice, row_number, reason, in_period, to_json(source_row)
+            FROM parsed_rows JOIN (
+                SELECT row_number() OVER () AS row_number, source_rows AS source_row
+                FROM {source.relation} AS source_rows) USING (row_number)
+            WHERE reason IS NOT NULL"""
+        )
+    connection.execute("DROP TABLE parsed_rows")
+
+
+def _generate_ids(connection: "DuckDBPyConnection", raw: RawTable) -> None:
+    """Give rows without an id a hash of their content and of their number among equal rows.
+
+    Without ids nobody can tell a repeated line from a repeated delivery, so both stay.
+    """
+    content = ", ".join(c.name for c in raw.columns if c.name != raw.generated_id)
+    connection.execute(
+        f"""UPDATE parsed_rows SET {raw.generated_id} = generated.id FROM (
+            SELECT row_number, content || '-' || row_number() OVER (
+                PARTITION BY content ORDER BY row_number) AS id
+            FROM (SELECT row_number, md5(CAST(row({content}) AS VARCHAR)) AS content
+                FROM parsed_rows WHERE reason IS NULL AND {raw.generated_id} IS NULL)
+        ) AS generated WHERE parsed_rows.row_number = generated.row_number"""
+    )
+
+
+def _mark_duplicates(connection: "DuckDBPyConnection", raw: RawTable) -> None:
+    """Reject all but the first row of an id within a slice, by timestamp and then file order."""
+    key = ", ".join(raw.key)
+    connection.execute(
+        f"""UPDATE parsed_rows SET reason = 'duplicate_id' WHERE row_number IN (
+            SELECT row_number FROM parsed_rows
+            SEMI JOIN (SELECT slice, {key} FROM parsed_rows WHERE reason IS NULL
+                GROUP BY ALL HAVING count(*) > 1) USING (slice, {key})
+            WHERE reason IS NULL
+            QUALIFY row_number() OVER (
+                PARTITION BY slice, {key} ORDER BY {raw.timestamp}, row_number) > 1)"""
+    )
+
+
+def _pending(
+    connection: "DuckDBPyConnection", raw: RawTable, source: SourceTable, end: dt.datetime
+) -> int:
+    """Source rows at or after `end`: they wait for their slice to be over."""
+    column = next(c for c in raw.columns if c.name == raw.timestamp)
+    expression = f"({source.columns[raw.timestamp]})"
+    described = connection.execute(f"DESCRIBE SELECT {expression} AS t FROM {source.relation}")
+    value, _ = parsed(expression, described.fetchall()[0][1], column)
+    rows = connection.execute(
+        f"SELECT count(*) FROM {source.relation} AS source_rows WHERE {value} >= {utc(end)}"
+    )
+    return int(rows.fetchall()[0][0])
+
+
+def assets(
+    calendar: Calendar,
+    source: Source,
+    store: OfflineStore,
+    now: Callable[[], dt.datetime] = utc_now,
+) -> list[dg.AssetsDefinition]:
+    """The raw tables and their quarantine, written together because a row is in one of them."""
+    tables = [*(raw.table for raw in RAW_TABLES), QUARANTINED_ROWS]
+    descriptions = {
+        "raw_events": "What customers did, one row per event or order line.",
+        "raw_customers": "Profile versions, one row per customer and moment of change.",
+        "raw_reviews": "Product reviews as written.",
+        "raw_satisfaction": "Answers to satisfaction surveys.",
+        "quarantined_rows": "Source rows that could not be used, each with its reason.",
+    }
+
+    @dg.multi_asset(
+        name="raw",
+        outs={
+            table.name: dg.AssetOut(
+                description=f"{descriptions[table.name]}\n\n{__doc__}",
+                kinds={"duckdb", "parquet"},
+                owners=["team:data"],
+                tags={"layer": "raw"},
+                metadata={"dagster/column_schema": table.as_dagster()},
+                group_name="raw",
+                dagster_type=dg.Any,
+                is_required=False,
+            )
+            for table in tables
+        },
+        partitions_def=calendar.slices,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        pool="raw",
+        can_subset=True,
+    )
+    def raw(context: dg.AssetExecutionContext) -> Iterator[dg.Output[Query]]:
+        keys = list(context.partition_keys)
+        calendar.require_past_end(now())
+        begin, end = calendar.slice_window(keys[0])[0], calendar.slice_window(keys[-1])[1]
+        newest = calendar.keys(calendar.slices, now())[-1]
+        selected = context.selected_output_names
+        read = tables_to_read(selected)
+        with store.connect() as connection:
+            connection.execute(f"CREATE TEMP TABLE rejected_rows AS {QUARANTINED_ROWS.empty()}")
+            keep_rejected(connection, store, keys, read)
+            ingested: dict[str, dict[str, int]] = {}
+            for raw_table in RAW_TABLES:
+                name = raw_table.table.name
+                if raw_table not in read:
+                    ingested[raw_table.source_name] = stored_rows(store, raw_table, keys)
+                    continue
+                source_table = source.read(connection, raw_table, begin, end)
+                ingest(connection, raw_table, source_table, calendar, keys)
+                counts = connection.execute(
+                    "SELECT CAST(slice AS VARCHAR), count(*) FROM valid_rows GROUP BY 1"
+                ).fetchall()
+                ingested[raw_table.source_name] = dict(counts)
+                if source_table is None:
+                    context.log.info(f"{name}: the source has no such table")
+                elif newest in keys and calendar.end is None and name in selected:
+                    newest_end = calendar.slice_window(newest)[1]
+                    pending = _pending(connection, raw_table, source_table, newest_end)
+                    context.add_asset_metadata({"pending_rows": pending}, name, newest)
+                query = Query(["SELECT * FROM valid_rows"], connection)
+                if name in selected:
+                    yield dg.Output(query, name)
+                else:
+                    publish_unasked(context, store, calendar, raw_table.table, query, {})
+                connection.execute("DROP TABLE valid_rows")
+            shown = quarantine_metadata(connection, ingested, keys)
+            query = Query(["SELECT * FROM rejected_rows"], connection)
+            if QUARANTINED_ROWS.name in selected:
+                for key, metadata in shown.items():
+                    context.add_asset_metadata(metadata, QUARANTINED_ROWS.name, key)
+                yield dg.Output(query, QUARANTINED_ROWS.name)
+            else:
+                publish_unasked(context, store, calendar, QUARANTINED_ROWS, query, shown)
+
+    return [raw]
+
+
+def tables_to_read(selected: Collection[str]) -> list[RawTable]:
+    """The source tables that a run reads: those it was asked for, or all for the quarantine alone.
+
+    Quarantine is written with every table, and a table with its quarantine: a row is in one of
+    them, whatever was asked for.
+    """
+    asked = [raw_table for raw_table in RAW_TABLES if raw_table.table.name in selected]
+    return asked or list(RAW_TABLES)
+
+
+def keep_rejected(
+    connection: "DuckDBPyConnection",
+    store: OfflineStore,
+    keys: Sequence[str],
+    read: Sequence[RawTable],
+) -> None:
+    """Add to `rejected_rows` what is in quarantine of tables that a run does not read."""
+    present = sorted(set(keys) & set(store.keys(QUARANTINED_ROWS)))
+    names = ", ".join(f"'{raw_table.source_name}'" for raw_table in read)
+    connection.execute(
+        f"INSERT INTO rejected_rows FROM {store.unchecked(QUARANTINED_ROWS, present).sql} "
+        f"WHERE source NOT IN ({names})"
+    )
+
+
+def stored_rows(store: OfflineStore, raw_table: RawTable, keys: Sequence[str]) -> dict[str, int]:
+    """The rows of each slice that a table has already."""
+    table = raw_table.table
+    return {key: row_count(store.path(table, key)) for key in keys if store.has(table, key)}
+
+
+def publish_unasked(
+    context: dg.AssetExecutionContext,
+    store: OfflineStore,
+    calendar: Calendar,
+    table: Table,
+    query: Query,
+    shown: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Publish a table that the run was not asked for, and record its partitions.
+
+    Args:
+        context: The run.
+        store: Where the table is.
+        calendar: Where partitions lie.
+        table: The table.
+        query: Its rows in the slices of the run.
+        shown: What Dagster shows of each slice beside its rows.
+    """
+    assert query.connection is not None
+    spec, present = context.assets_def.specs_by_key[dg.AssetKey(table.name)], cache(store.present)
+    written = store.publish(
+        query.connection,
+        table,
+        query.selects,
+        list(context.partition_keys),
+        lambda key: current_provenance(store, calendar, spec, key, present),
+    )
+    for key, partition in written.items():
+        metadata = {"dagster/row_count": partition.rows, **shown.get(key or "", {})}
+        context.log_event(dg.AssetMaterialization(table.name, partition=key, metadata=metadata))

@@ -1,0 +1,201 @@
+"""Daily rollups: partial aggregates of a slice, from which every cutoff's features add up.
+
+Grain: `daily_activity` and `daily_orders` one row per customer and UTC day, `daily_products` one
+per customer, day and purchased product. A raw row is read when its slice is rolled up and never
+again by a feature. Orders and sessions are identified by (customer_id, id, UTC day), both end at
+midnight, so their distinct counts add up over days and nothing crosses a cutoff.
+
+Days are integers since 1970-01-01 and instants microseconds since then, so that the queries over
+rollups need no date functions. Sums of money are exact decimals, which makes every result
+independent of the order of summation.
+"""
+
+from collections.abc import Callable
+
+import dagster as dg
+
+from churn_assets.cutoffs import DAY_US, Calendar
+from churn_assets.sources.tables import EVENT_TYPES, EVENTS
+from churn_assets.stores.offline import Query, Scan, buckets
+from churn_assets.stores.tables import CUSTOMER_ID, SLICE, Column, Table, sql_version
+
+DAY = Column("day", "INTEGER", "UTC day", "days since 1970-01-01")
+MONEY_SUM = "DECIMAL(38, 4)"
+
+DAILY_ACTIVITY = Table(
+    "daily_activity",
+    key=("customer_id", "day"),
+    columns=(
+        CUSTOMER_ID,
+        SLICE,
+        DAY,
+        Column("events", "BIGINT", "Events of any type", "events"),
+        *(
+            Column(f"{event_type}_events", "BIGINT", f"Events of type {event_type}", "events")
+            for event_type in EVENT_TYPES
+        ),
+        Column("mobile_events", "BIGINT", "Events on channel mobile", "events"),
+        Column("web_events", "BIGINT", "Events on channel web", "events"),
+        Column("session_count", "BIGINT", "Distinct sessions", "sessions"),
+        Column("session_us", "BIGINT", "Total of last minus first event of sessions", "µs"),
+        Column("first_event_us", "BIGINT", "First event", "µs since 1970-01-01"),
+        Column("last_event_us", "BIGINT", "Last event", "µs since 1970-01-01"),
+        Column("amount_events", "BIGINT", "Events with an amount other than 0", "events"),
+        Column("amount_sum", MONEY_SUM, "Their total amount", "currency"),
+        Column("amount_sum_squares", "DECIMAL(38, 8)", "Total of squares", "currency²"),
+        Column("amount_max", "DECIMAL(18, 4)", "Their largest amount", "currency"),
+        Column("amount_min", "DECIMAL(18, 4)", "Their smallest amount", "currency"),
+    ),
+    partitioned_by="slice",
+    moment="last_event_us",
+)
+DAILY_ORDERS = Table(
+    "daily_orders",
+    key=("customer_id", "day"),
+    columns=(
+        CUSTOMER_ID,
+        SLICE,
+        DAY,
+        Column("purchase_orders", "BIGINT", "Distinct orders with a purchase line", "orders"),
+        Column("refund_orders", "BIGINT", "Distinct orders with a refund line", "orders"),
+        Column("purchase_quantity", "BIGINT", "Pieces purchased", "pieces"),
+        Column("purchase_amount", MONEY_SUM, "Total of purchase lines", "currency"),
+        Column("refund_amount", MONEY_SUM, "Total of refund lines", "currency"),
+        Column("first_purchase_us", "BIGINT", "First purchase line", "µs since 1970-01-01"),
+        Column("last_purchase_us", "BIGINT", "Last purchase line", "µs since 1970-01-01"),
+    ),
+    partitioned_by="slice",
+    moment=f"CAST(day AS BIGINT) * {DAY_US}",
+)
+DAILY_PRODUCTS = Table(
+    "daily_products",
+    key=("customer_id", "day", "product_id"),
+    columns=(
+        CUSTOMER_ID,
+        SLICE,
+        DAY,
+        Column("product_id", "VARCHAR", "A product that was purchased"),
+        Column("purchase_quantity", "BIGINT", "Pieces purchased", "pieces"),
+        Column("purchase_amount", MONEY_SUM, "Total of its purchase lines", "currency"),
+    ),
+    partitioned_by="slice",
+    moment=f"CAST(day AS BIGINT) * {DAY_US}",
+)
+
+EVENT_US = "epoch_us(event_timestamp)"
+EVENT_DAY = f"CAST({EVENT_US} // {DAY_US} AS INTEGER)"
+
+
+def daily_activity_query(events: str) -> str:
+    """All activity of a customer and day. `events` is a relation of raw events."""
+    types = ", ".join(
+        f"count(*) FILTER (WHERE event_type = '{event_type}') AS {event_type}_events"
+        for event_type in EVENT_TYPES
+    )
+    with_amount = "FILTER (WHERE amount <> 0)"
+    return f"""
+        WITH session_parts AS (
+            SELECT customer_id, slice, {EVENT_DAY} AS day, session_id,
+                count(*) AS events,
+                {types},
+                count(*) FILTER (WHERE channel = 'mobile') AS mobile_events,
+                count(*) FILTER (WHERE channel = 'web') AS web_events,
+                min({EVENT_US}) AS first_event_us,
+                max({EVENT_US}) AS last_event_us,
+                count(*) {with_amount} AS amount_events,
+                coalesce(sum(amount), 0) AS amount_sum,
+                coalesce(sum(CAST(amount AS DECIMAL(38, 4)) * amount), 0) AS amount_sum_squares,
+                max(amount) {with_amount} AS amount_max,
+                min(amount) {with_amount} AS amount_min
+            FROM {events}
+            GROUP BY ALL
+        )
+        SELECT customer_id, slice, day,
+            sum(events) AS events,
+            {", ".join(f"sum({t}_events) AS {t}_events" for t in EVENT_TYPES)},
+            sum(mobile_events) AS mobile_events,
+            sum(web_events) AS web_events,
+            count(session_id) AS session_count,
+            coalesce(sum(last_event_us - first_event_us)
+                FILTER (WHERE session_id IS NOT NULL), 0) AS session_us,
+            min(first_event_us) AS first_event_us,
+            max(last_event_us) AS last_event_us,
+            sum(amount_events) AS amount_events,
+            sum(amount_sum) AS amount_sum,
+            sum(amount_sum_squares) AS amount_sum_squares,
+            max(amount_max) AS amount_max,
+            min(amount_min) AS amount_min
+        FROM session_parts
+        GROUP BY ALL
+    """
+
+
+def daily_orders_query(events: str) -> str:
+    """Orders of a customer and day; days without a purchase or refund have no row."""
+    return f"""
+        WITH order_parts AS (
+            SELECT customer_id, slice, {EVENT_DAY} AS day, event_type, order_id,
+                sum(quantity) AS quantity,
+                sum(amount) AS amount,
+                min({EVENT_US}) AS first_us,
+                max({EVENT_US}) AS last_us
+            FROM {events}
+            WHERE event_type IN ('purchase', 'refund')
+            GROUP BY ALL
+        )
+        SELECT customer_id, slice, day,
+            count(*) FILTER (WHERE event_type = 'purchase') AS purchase_orders,
+            count(*) FILTER (WHERE event_type = 'refund') AS refund_orders,
+            coalesce(sum(quantity) FILTER (WHERE event_type = 'purchase'), 0) AS purchase_quantity,
+            coalesce(sum(amount) FILTER (WHERE event_type = 'purchase'), 0) AS purchase_amount,
+            coalesce(sum(amount) FILTER (WHERE event_type = 'refund'), 0) AS refund_amount,
+            min(first_us) FILTER (WHERE event_type = 'purchase') AS first_purchase_us,
+            max(last_us) FILTER (WHERE event_type = 'purchase') AS last_purchase_us
+        FROM order_parts
+        GROUP BY ALL
+    """
+
+
+def daily_products_query(events: str) -> str:
+    """Products that a customer purchased on a day."""
+    return f"""
+        SELECT customer_id, slice, {EVENT_DAY} AS day, product_id,
+            sum(quantity) AS purchase_quantity,
+            sum(amount) AS purchase_amount
+        FROM {events}
+        WHERE event_type = 'purchase' AND product_id IS NOT NULL
+        GROUP BY ALL
+    """
+
+
+ROLLUPS = (
+    (DAILY_ACTIVITY, daily_activity_query, "Activity of each customer and day."),
+    (DAILY_ORDERS, daily_orders_query, "Purchases and refunds of each customer and day."),
+    (DAILY_PRODUCTS, daily_products_query, "Products each customer purchased on a day."),
+)
+
+
+def assets(calendar: Calendar) -> list[dg.AssetsDefinition]:
+    """The rollup of each slice, from the raw events of the same slice."""
+
+    def rollup(table: Table, query: Callable[[str], str], description: str) -> dg.AssetsDefinition:
+        @dg.asset(
+            name=table.name,
+            description=f"{description}\n\n{__doc__}",
+            ins={"events": dg.AssetIn(EVENTS.table.name, partition_mapping=calendar.same_cutoff)},
+            partitions_def=calendar.slices,
+            backfill_policy=dg.BackfillPolicy.single_run(),
+            code_version=sql_version(query("raw_events")),
+            group_name="rollups",
+            kinds={"duckdb", "parquet"},
+            owners=["team:data"],
+            tags={"layer": "rollups"},
+            metadata={"dagster/column_schema": table.as_dagster()},
+        )
+        def daily_rollup(events: Scan) -> Query:
+            bucketed = buckets(events)
+            return Query([query(events.bucket(b, len(bucketed))) for b in bucketed])
+
+        return daily_rollup
+
+    return [rollup(*declaration) for declaration in ROLLUPS]

@@ -1,0 +1,187 @@
+"""Model artefacts: the files of a trained model, and the manifest that says what it is.
+
+Grain: one artefact per kind of model and cutoff, in the folders of `stores.artefacts`. Besides the
+pipeline (`models.formats`) it holds what the graded fit said of the hold-out's customers, which
+pairs it with other models. The formats differ from write to write (skops writes memory addresses),
+so the version is a digest of what the model says and of the manifest: equal data, seed and
+libraries reproduce it.
+
+Nothing here fits, grades or chooses.
+"""
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from churn_assets.cutoffs import parse_key
+from churn_assets.models.estimators import FittedModel
+from churn_assets.models.formats import libraries, read_pipeline, write_pipeline
+from churn_assets.stores.artefacts import MANIFEST, ArtefactStore
+from churn_assets.stores.tables import Column
+
+if TYPE_CHECKING:
+    import numpy as np
+
+HOLDOUT = "holdout.npy"
+
+
+class FeatureMismatch(ValueError):
+    """A model was asked to score features that are not those it was trained on."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a model is and where it comes from.
+
+    Args:
+        model: The model asset's name.
+        cutoff: The cutoff that it was trained for.
+        columns: Its features: name, type, description and unit, in order.
+        feature_versions: The version of each feature's definition.
+        training_cutoffs: The cutoffs it was fitted on, the hold-out included.
+        holdout: The cutoff on which the metrics were measured, by a fit that had not seen it.
+        metrics: See `churn_assets.metrics.grade`; of that earlier fit.
+        threshold: The probability from which a customer counts as CHURN RISK.
+        rounds: Boosting rounds; 0 without boosting.
+        tuned: Hyperparameters that tuning chose; empty where the defaults were kept.
+        rows: Training rows.
+        rows_digest: Digest of their features and labels.
+        typical: Median of each number among them, for comparison in reasons.
+        seed: Of everything drawn at random.
+        fallback: Why it is the base rate; empty where it is not.
+        libraries: Versions of the libraries that fitted it.
+        state: Digest of its probabilities for the customers of the hold-out.
+        version: Digest of all of the above.
+        provenance: What it was made from: code version and a digest of the input files.
+    """
+
+    model: str
+    cutoff: str
+    columns: tuple[Column, ...]
+    feature_versions: Mapping[str, str]
+    training_cutoffs: tuple[str, ...]
+    holdout: str
+    metrics: Mapping[str, float]
+    threshold: float
+    rounds: int
+    rows: int
+    seed: int
+    fallback: str
+    libraries: Mapping[str, str] = field(default_factory=dict)
+    state: str = ""
+    tuned: Mapping[str, Any] = field(default_factory=dict)
+    rows_digest: str = ""
+    typical: Mapping[str, float] = field(default_factory=dict)
+    version: str = ""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        content: dict[str, Any] = json.loads(text)
+        content["columns"] = tuple(Column(**column) for column in content["columns"])
+        content["training_cutoffs"] = tuple(content["training_cutoffs"])
+        return cls(**content)
+
+    @property
+    def newest_training_cutoff(self) -> dt.date:
+        return parse_key(self.training_cutoffs[-1])
+
+
+@dataclass(frozen=True)
+class ModelStore(ArtefactStore):
+    """The models of an installation."""
+
+    def write(
+        self, manifest: Manifest, model: FittedModel, holdout: "np.ndarray | None" = None
+    ) -> Manifest:
+        """Publish a model, and give its manifest with libraries, digests and version filled in.
+
+        Args:
+            manifest: What the model is.
+            model: The fitted model.
+            holdout: P(churn) of the hold-out's customers by the fit that was graded, for pairing.
+        """
+        import numpy as np
+
+        def write_files(folder: Path) -> None:
+            write_pipeline(model.pipeline, folder)
+            np.save(folder / HOLDOUT, [] if holdout is None else holdout, allow_pickle=False)
+
+        manifest = replace(manifest, libraries=libraries(model.pipeline))
+        content = json.dumps(asdict(replace(manifest, provenance={})), sort_keys=True)
+        manifest = replace(manifest, version=hashlib.sha256(content.encode()).hexdigest()[:16])
+        self.publish(
+            self.folder(manifest.model, manifest.cutoff),
+            manifest.version,
+            json.dumps(asdict(manifest), indent=2),
+            write_files,
+        )
+        return manifest
+
+    def find(self, model: str, cutoff: str) -> Manifest | None:
+        """The manifest of a model, or None where there is no such model."""
+        path = self.manifest_path(model, cutoff)
+        return Manifest.from_json(path.read_text()) if path.exists() else None
+
+    def manifest(self, model: str, cutoff: str) -> Manifest:
+        """The manifest of a model.
+
+        Raises:
+            FileNotFoundError: There is no such model.
+        """
+        manifest = self.find(model, cutoff)
+        if manifest is None:
+            raise FileNotFoundError(
+                f"There is no {model} for cutoff {cutoff} in {self.home / 'models'}. Materialize "
+                f"{model} {cutoff} first, for example with `churn backfill --stage models`."
+            )
+        return manifest
+
+    def holdout_probabilities(self, manifest: Manifest) -> "np.ndarray":
+        """What the graded fit said of the hold-out, in the order of its customers."""
+        import numpy as np
+
+        probabilities: np.ndarray = np.load(self.artefact(manifest) / HOLDOUT, allow_pickle=False)
+        return probabilities
+
+    def artefact(self, manifest: Manifest) -> Path:
+        """The folder with a model's files."""
+        return self.folder(manifest.model, manifest.cutoff) / manifest.version
+
+    def load(self, manifest: Manifest, feature_versions: Mapping[str, str]) -> FittedModel:
+        """A model, provided that the features are still those it was trained on.
+
+        Args:
+            manifest: Says which.
+            feature_versions: The version of every feature as it is defined now.
+
+        Raises:
+            FeatureMismatch: A feature was changed or removed since.
+        """
+        refuse_other_features(manifest, feature_versions)
+        return read_artefact(self.artefact(manifest))
+
+
+def refuse_other_features(manifest: Manifest, feature_versions: Mapping[str, str]) -> None:
+    """Raise unless every feature of the model is defined as it was when it was trained."""
+    changed = [
+        name
+        for name, version in manifest.feature_versions.items()
+        if feature_versions.get(name) != version
+    ]
+    if changed:
+        raise FeatureMismatch(
+            f"{manifest.model} {manifest.cutoff} cannot score: it was trained on other versions of "
+            f"{len(changed)} features, the first is {changed[0]}. Materialize the features, the "
+            "training data and then the model again, for example with `churn backfill`."
+        )
+
+
+def read_artefact(folder: Path) -> FittedModel:
+    """The model in an artefact folder, whatever the features are now."""
+    manifest = Manifest.from_json((folder / MANIFEST).read_text())
+    return FittedModel(manifest.columns, read_pipeline(folder), manifest.fallback)

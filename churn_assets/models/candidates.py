@@ -1,0 +1,252 @@
+"""Models: several kinds per cutoff, each trained on the cutoffs whose labels were mature by then.
+
+Grain: one model per kind and scored cutoff `C`. The hold-out `H` is the newest mature cutoff. A
+model is fitted on the cutoffs that were mature at `H` (the embargo: their labels end before the
+features of `H` begin to be judged), graded on `H`, and then refitted on the cutoffs that are mature
+at `C`, `H` included; the refit is what is kept. The grade is therefore that of an earlier fit, and
+for boosting slightly flattering, because the number of rounds was chosen on `H` too.
+
+Models read the training dataset and no feature, label or prediction of `C` or later. Files are in
+`models.artefacts`, runs in `models.runs`.
+"""
+
+import datetime as dt
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from churn_assets.cutoffs import Calendar, parse_key
+from churn_assets.features import Groups, feature_columns, feature_versions
+from churn_assets.models import estimators, tuning
+from churn_assets.models.artefacts import Manifest, ModelStore
+from churn_assets.models.estimators import (
+    ESTIMATORS,
+    Estimator,
+    FittedModel,
+    Rows,
+    Trial,
+    fit,
+    trial,
+)
+from churn_assets.models.evaluation import Evaluation, evaluate
+from churn_assets.models.metrics import Economics, grade
+from churn_assets.models.model_page import model_metadata, parameters
+from churn_assets.models.runs import ModelRuns
+from churn_assets.models.training_plan import TrainingPlan, training_plan
+from churn_assets.models.training_rows import (
+    MOST_TRAINING_ROWS,
+    rows_digest,
+    training_rows,
+    typical_values,
+)
+from churn_assets.models.tuning import Tuning, tune
+from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.provenance import code_digest, provenances
+from churn_assets.stores.retries import connections_are_retried
+from churn_assets.stores.tables import Column, sql_version
+from churn_assets.training_data.dataset import TRAINING_DATASET
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+MODELS = tuple(estimator.name for estimator in ESTIMATORS)
+
+EXAMPLE = 5  # rows that are logged as an example of the input
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model and what it was made with.
+
+    Args:
+        manifest: What it is.
+        model: The model that is kept.
+        holdout: P(churn) of the hold-out's customers by that fit.
+        example: A few of the rows it was trained on.
+    """
+
+    manifest: Manifest
+    model: FittedModel
+    holdout: "np.ndarray"
+    example: "pd.DataFrame"
+
+
+def train(
+    estimator: Estimator,
+    columns: Sequence[Column],
+    versions: Mapping[str, str],
+    plan: TrainingPlan,
+    read: Callable[[tuple[dt.date, ...]], Rows],
+    economics: Economics,
+    seed: int,
+) -> Trained:
+    """Fit, grade on the hold-out and refit one kind of model.
+
+    Args:
+        estimator: The kind.
+        columns: The features.
+        versions: The version of each feature's definition.
+        plan: The cutoffs.
+        read: Gives the training rows of cutoffs.
+        economics: Decides the threshold.
+        seed: Of everything drawn at random.
+    """
+    training, holdout = read(plan.fit), read((plan.holdout,))
+    tried = trial(estimator, columns, training, holdout, seed)
+    rows = read(plan.refit)
+    model = fit(estimator, columns, rows, seed, tried.rounds)
+    said = model.probabilities(holdout.features)
+    manifest = Manifest(
+        model=estimator.name,
+        cutoff=plan.cutoff.isoformat(),
+        columns=tuple(columns),
+        feature_versions={column.name: versions[column.name] for column in columns},
+        training_cutoffs=tuple(day.isoformat() for day in plan.refit),
+        holdout=plan.holdout.isoformat(),
+        metrics=grade(holdout.churned, tried.probabilities, economics),
+        threshold=economics.threshold,
+        rounds=tried.rounds,
+        tuned=estimator.parameters,
+        rows=len(rows),
+        rows_digest=rows_digest(rows),
+        typical=typical_values(rows.features, columns),
+        seed=seed,
+        # The grade is the base rate's where the first fit fell back.
+        fallback=model.fallback or tried.fallback,
+        # By what it says: the bytes of a fitted object differ with the process that made it.
+        state=hashlib.sha256(said.tobytes()).hexdigest(),
+    )
+    return Trained(manifest, model, tried.probabilities, rows.features.head(EXAMPLE))
+
+
+def train_all(
+    estimator: Estimator,
+    columns: Sequence[Column],
+    versions: Mapping[str, str],
+    plans: Sequence[TrainingPlan],
+    store: OfflineStore,
+    economics: Economics,
+    horizon_days: int,
+    seed: int,
+    candidates: int = 0,
+) -> Iterator[tuple[Trained, Evaluation, Tuning]]:
+    """Tune, train and evaluate one kind of model for several cutoffs, in order and on all cores.
+
+    A fit uses one thread, so that its sums do not depend on their number; cutoffs are independent
+    of each other, so they share the cores instead.
+    """
+    from joblib import Parallel, cpu_count, delayed
+
+    def train_cutoff(plan: TrainingPlan) -> tuple[Trained, Evaluation, Tuning]:
+        @cache
+        def read(cutoffs: tuple[dt.date, ...]) -> Rows:
+            return training_rows(store, cutoffs)
+
+        tuned = tune(
+            estimator, columns, plan.folds, partial(training_rows, store), candidates, seed
+        )
+        chosen = replace(estimator, parameters=tuned.parameters)
+        trained = train(chosen, columns, versions, plan, read, economics, seed)
+        evaluation = evaluate(
+            chosen,
+            trained.model,
+            read(plan.fit),
+            read((plan.holdout,)),
+            Trial(trained.holdout, trained.manifest.rounds),
+            economics,
+            horizon_days,
+            seed,
+            subject=f"{estimator.name} of {plan.cutoff}, hold-out {plan.holdout}",
+        )
+        return trained, evaluation, tuned
+
+    workers = Parallel(n_jobs=min(len(plans), cpu_count()), return_as="generator")
+    trained: Iterator[tuple[Trained, Evaluation, Tuning]] = workers(
+        delayed(train_cutoff)(plan) for plan in plans
+    )
+    return trained
+
+
+def assets(
+    groups: Groups,
+    calendar: Calendar,
+    store: OfflineStore,
+    tracking: ModelRuns,
+    economics: Economics,
+    seed: int,
+    kinds: Sequence[Estimator] = ESTIMATORS,
+    candidates: int = 0,
+) -> list[dg.AssetsDefinition]:
+    """One asset per kind of model; see `tuning.tune` for the candidates."""
+    model_store = ModelStore(store.home)
+    columns, versions = feature_columns(groups), feature_versions(groups)
+
+    def model_asset(estimator: Estimator) -> dg.AssetsDefinition:
+        @dg.asset(
+            name=estimator.name,
+            description=f"{estimator.description}\n\n{__doc__}",
+            deps=[dg.AssetDep(TRAINING_DATASET, partition_mapping=calendar.mature_cutoffs)],
+            partitions_def=calendar.scored_cutoffs,
+            backfill_policy=dg.BackfillPolicy.single_run(),
+            code_version=sql_version(
+                code_digest(estimators),
+                f"{economics} {seed} {calendar.training_cutoffs} {MOST_TRAINING_ROWS}",
+                *(f"{name} {version}" for name, version in versions.items()),
+                *([code_digest(tuning), str(candidates)] if candidates else []),
+            ),
+            group_name="models",
+            kinds={estimator.library.replace("-", ""), "mlflow"},
+            owners=["team:ml"],
+            tags={"layer": "models"},
+        )
+        def model(context: dg.AssetExecutionContext) -> None:
+            plans = [training_plan(calendar, parse_key(key)) for key in context.partition_keys]
+            made_from = provenances(store, calendar, context)
+            began = time.monotonic()
+            trained = train_all(
+                estimator,
+                columns,
+                versions,
+                plans,
+                store,
+                economics,
+                calendar.horizon_days,
+                seed,
+                candidates,
+            )
+            for key, (made, evaluation, tuned) in zip(context.partition_keys, trained, strict=True):
+                manifest = replace(made.manifest, provenance=made_from(key))
+                manifest = model_store.write(manifest, made.model, made.holdout)
+                with connections_are_retried():
+                    run_id = tracking.record(
+                        manifest,
+                        parameters(manifest, made.model),
+                        context.run.run_id,
+                        evaluation=evaluation,
+                        example=made.example,
+                    )
+                seconds, began = time.monotonic() - began, time.monotonic()
+                metadata = model_metadata(manifest, evaluation, tracking, run_id)
+                metadata |= {"seconds": seconds}
+                if tuned.summary:
+                    context.log.info(f"{estimator.name} {key}: {tuned.summary}")
+                    metadata |= {
+                        "tuning": tuned.summary,
+                        "tuning/candidates": dg.MetadataValue.md(tuning.table(tuned)),
+                    }
+                context.add_asset_metadata(metadata, partition_key=key)
+                auc = manifest.metrics.get("roc_auc")
+                context.log.info(
+                    f"{estimator.name} {key}: AUC {auc and round(auc, 4)} on {manifest.holdout}, "
+                    f"{manifest.rows:,} rows, {seconds:.1f} s"
+                )
+
+        return model
+
+    return [model_asset(estimator) for estimator in kinds]

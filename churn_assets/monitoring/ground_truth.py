@@ -1,0 +1,82 @@
+"""What the best possible model would say: the synthetic shop's true churn probabilities.
+
+Grain: one row per customer of the population and cutoff. The probability of no purchase within the
+horizon follows in closed form from the customer's true rates and the time since the last event
+(`sources.shop.churn_probability`). It is for evaluation only: no feature, label or model may depend
+on it, and no other source has it.
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from churn_assets.cutoffs import DAY_US, Calendar, parse_key
+from churn_assets.features.group import cutoff_rows, in_window
+from churn_assets.sources.synthetic import Synthetic
+from churn_assets.stores.offline import OfflineStore, Query
+from churn_assets.stores.tables import Column, cutoff_table
+
+SYNTHETIC_TRUTH = cutoff_table(
+    "synthetic_truth",
+    [
+        Column(
+            "best_churn_probability",
+            "DOUBLE",
+            "P(no purchase within the horizon), given the true rates and the last event",
+        )
+    ],
+)
+
+
+def assets(calendar: Calendar, source: Synthetic, store: OfflineStore) -> list[dg.AssetsDefinition]:
+    """The truth of each cutoff."""
+
+    @dg.asset(
+        description=__doc__,
+        deps=[
+            dg.AssetDep(
+                "daily_activity", partition_mapping=calendar.slices_before(calendar.lookback_days)
+            )
+        ],
+        partitions_def=calendar.cutoffs,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name="ground_truth",
+        kinds={"numpy", "parquet"},
+        owners=["team:ml"],
+        tags={"layer": "monitoring"},
+        metadata={"dagster/column_schema": SYNTHETIC_TRUTH.as_dagster()},
+    )
+    def synthetic_truth(context: dg.AssetExecutionContext) -> Iterator[dg.Output[Query]]:
+        import pyarrow as pa
+
+        from churn_assets.sources.shop import churn_probability
+
+        cutoffs = [parse_key(key) for key in context.partition_keys]
+        activity = store.scan(store.tables["daily_activity"]).sql
+        with store.connect() as connection:
+            connection.register("rates", source.shop().truth(max(cutoffs)))
+            table = connection.sql(
+                f"""WITH {cutoff_rows(cutoffs)}
+                SELECT customer_id, cutoff,
+                    any_value(purchase_rate) AS purchase_rate,
+                    any_value(dropout_rate) AS dropout_rate,
+                    any_value(activity_rate) AS activity_rate,
+                    any_value(cutoff_day) - max(last_event_us) / {DAY_US} AS quiet_days
+                FROM {activity} AS activity
+                JOIN cutoffs ON {in_window(calendar.lookback_days)}
+                JOIN rates USING (customer_id)
+                GROUP BY ALL"""
+            ).to_arrow_table()
+            best = churn_probability(
+                table["purchase_rate"].to_numpy(),
+                table["dropout_rate"].to_numpy(),
+                table["activity_rate"].to_numpy(),
+                table["quiet_days"].to_numpy(),
+                calendar.horizon_days,
+            )
+            connection.register(
+                "best", table.append_column("best_churn_probability", pa.array(best))
+            )
+            yield dg.Output(Query(["SELECT * FROM best"], connection))
+
+    return [synthetic_truth]

@@ -1,0 +1,93 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import time
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from churn_assets.online.server import ServerError, open_client, redis_url
+from churn_assets.online.store import OnlineStore, publish, read_version
+from churn_assets.stores.offline import OfflineStore, Query
+from churn_assets.stores.retries import connections_are_retried
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import redis
+
+
+def connect(home: Path, url: str | None, **options: Any) -> redis.Redis:
+    """A client of the server that `url` names, or else of the private server of `home`.
+
+    `options` are those of `redis.Redis`, such as timeouts.
+
+    Raises ServerError where there is none, or where it does not answer.
+    """
+    import redis
+
+    try:
+        client = open_client(redis_url(home, url), **options)
+        client.ping()
+    except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
+        # Never the URL itself: it may hold a password.
+        raise ServerError(
+            f"The server that REDIS_URL names cannot be used: {error} Start it, or unset REDIS_URL "
+            "to use a private one."
+        ) from error
+    return client
+
+
+class OnlineIOManager(dg.IOManager):
+    """Publishes the rows of a `Query` as the online version of their cutoff, and reads one back.
+
+    An older cutoff than the live one is refused without an error: `published` is false in the
+    metadata of its partition. Of a range, only the newest cutoff is published.
+    """
+
+    def __init__(self, store: OfflineStore, url: str | None) -> None:
+        self.store = store
+        self.url = url
+
+    def handle_output(self, context: dg.OutputContext, obj: Query) -> None:
+        import redis
+
+        began = time.monotonic()
+        *older, newest = sorted(context.asset_partition_keys)
+        with self.store.connect() as connection:
+            table = connection.sql(obj.selects[0]).to_arrow_table()
+        with connections_are_retried():
+            client = connect(self.store.home, self.url)
+            try:
+                published = publish(client, table, date.fromisoformat(newest))
+            except redis.RedisError as error:
+                raise ServerError(
+                    f"The sync of {newest} broke off: {error} What was live stays live. See that "
+                    "the server runs and has memory and disk left, and run again: the sync goes on."
+                ) from error
+        context.log.info(f"{published.version}: {published.rows:,} rows, {published.reason}")
+        metadata = {
+            "dagster/row_count": published.rows,
+            "uploaded_rows": published.uploaded,
+            "published": published.published,
+            "version": published.version,
+            "reason": published.reason,
+            "seconds": round(time.monotonic() - began, 4),
+        }
+        context.step_context.add_asset_metadata(metadata, context.asset_key, newest)
+        for key in older:
+            superseded = {"published": False, "reason": f"{newest} of the same run is newer"}
+            context.step_context.add_asset_metadata(superseded, context.asset_key, key)
+
+    def load_input(self, context: dg.InputContext) -> pa.Table | None:
+        """What is live, as `read_version` gives it; None where it is not of the newest partition
+        that is asked for, because a newer cutoff was published or an older one rolled back to.
+        """
+        with connections_are_retried():
+            client = connect(self.store.home, self.url)
+            live = OnlineStore(client).live()
+            if live is None or live.cutoff.isoformat() != max(context.asset_partition_keys):
+                return None
+            return read_version(client, live.version)

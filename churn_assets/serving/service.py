@@ -1,0 +1,182 @@
+"""The service: what all requests of a worker share, and what one request may do.
+
+A session charges, reads and records for its caller. No HTTP operation is declared here.
+"""
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import HTTPException, Request
+from fastapi.security import HTTPBearer
+
+from churn_assets.cutoffs import midnight, utc_now
+from churn_assets.features import (
+    feature_columns,
+    feature_groups,
+    sensitive_features,
+)
+from churn_assets.models.artefacts import ModelStore
+from churn_assets.operations.installation import offline_store
+from churn_assets.serving import schemas, telemetry
+from churn_assets.serving.access import Access, Caller, RateLimit
+from churn_assets.serving.audit import AuditLog
+from churn_assets.serving.batching import Batcher
+from churn_assets.serving.rows import Found, Row, Rows
+from churn_assets.serving.scoring import LiveChampion, LiveModel
+from churn_assets.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """What all requests of a worker share."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.access = Access.from_settings(settings)
+        self.rate_limit = RateLimit(settings.rate_limit)
+        self.rows = Rows(settings.home, settings.redis_url)
+        self.audit = AuditLog(settings.home)
+        self.groups = feature_groups(settings.review_vectors)
+        self.feature_names = [column.name for column in feature_columns(self.groups)]
+        sensitive = sensitive_features(self.groups)
+        self.sensitive_names = [name for name in self.feature_names if name in sensitive]
+        self.plain_names = [name for name in self.feature_names if name not in sensitive]
+        self.champion = LiveChampion(ModelStore(settings.home), self.groups, settings.lookback_days)
+        self.offline = offline_store(settings)
+        self.calendar = settings.calendar()
+        self.refreshing = threading.Lock()
+        self.find = Batcher(self._find)
+        self.score = Batcher(self._score)
+
+    def _find(self, customer_ids: Sequence[str]) -> list[Found]:
+        found = self.rows.read(customer_ids)
+        return [Found([row], found.cutoff, found.source, found.stale) for row in found.rows]
+
+    def _score(self, rows: Sequence[Row]) -> list[tuple[LiveModel, dict[str, Any]]]:
+        model = self.model
+        return [(model, prediction) for prediction in model.predict(rows)]
+
+    @property
+    def model(self) -> LiveModel:
+        """The champion; raises HTTPException 503 where there is none."""
+        if self.champion.model is None:
+            raise HTTPException(503, f"There is no model: {self.champion.problem}.")
+        return self.champion.model
+
+    def watch(self) -> None:
+        """Follow what is published and chosen, and say so in the metrics."""
+        before = self.champion.model
+        self.rows.watch()
+        self.champion.watch()
+        telemetry.ONLINE_UP.set(not self.rows.away)
+        if cutoff := self.rows.cutoff:
+            telemetry.CUTOFF_AGE.set((utc_now() - midnight(cutoff)).total_seconds())
+        if (model := self.champion.model) and model is not before:
+            if before:
+                telemetry.MODEL_INFO.labels(before.manifest.model, before.manifest.version).set(0)
+            telemetry.MODEL_INFO.labels(model.manifest.model, model.manifest.version).set(1)
+
+    def readiness(self) -> schemas.Readiness:
+        """Whether rows can be served and scored; degraded is ready."""
+        model, snapshot = self.champion.model, self.rows.snapshot
+        champion = f"{model.decision.model} of {model.decision.model_cutoff}" if model else "none"
+        checks = {
+            "online store": self.rows.away or "ok",
+            "features": f"version {snapshot.version}" if snapshot else "no version was seen live",
+            "model": ": ".join(filter(None, [champion, self.champion.problem])),
+        }
+        return schemas.Readiness(ready=bool(model and snapshot), checks=checks)
+
+    def close(self) -> None:
+        self.rows.close()
+        self.audit.close()
+
+
+@dataclass(frozen=True)
+class Session:
+    """One request of one caller."""
+
+    service: Service
+    caller: Caller
+    request_id: str
+
+    async def read_one(self, action: str, customer_id: str) -> Found:
+        """The row of a customer, charged and recorded; raises HTTPException as `read` does."""
+        self.service.rate_limit.charge(self.caller, 1)
+        found = await self.service.find(customer_id)
+        self._record(action, [customer_id], found)
+        return found
+
+    def read(self, action: str, customer_ids: Sequence[str]) -> Found:
+        """The rows of some customers, charged and recorded.
+
+        Raises:
+            HTTPException: 429 over the rate; 503 where the read cannot be recorded.
+            Unavailable: There is nothing to serve from.
+        """
+        self.service.rate_limit.charge(self.caller, len(customer_ids))
+        found = self.service.rows.read(customer_ids)
+        self._record(action, customer_ids, found)
+        return found
+
+    def _record(self, action: str, customer_ids: Sequence[str], found: Found) -> None:
+        known = [row is not None for row in found.rows]
+        try:
+            self.service.audit.record(
+                self.request_id,
+                self.caller.name,
+                action,
+                not self.withheld,
+                found.source,
+                found.cutoff,
+                [*zip(customer_ids, known, strict=True)],
+            )
+        except OSError as error:
+            log.error("The audit log cannot be written: %s", error)
+            raise HTTPException(503, "The audit log cannot be written; see the log.") from None
+        telemetry.labelled(telemetry.READS, found.source).inc(sum(known))
+        telemetry.labelled(telemetry.READS, "missing").inc(len(known) - sum(known))
+
+    @property
+    def withheld(self) -> list[str]:
+        """The features that the caller may not see."""
+        return [] if "sensitive" in self.caller.scopes else self.service.sensitive_names
+
+    def visible(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The features of a row that the caller may see."""
+        service = self.service
+        names = service.plain_names if self.withheld else service.feature_names
+        return {name: row[name] for name in names if name in row}
+
+    def feature_row(self, row: Row) -> dict[str, Any]:
+        """A row as it is answered: see `schemas.FeatureRow`."""
+        return {
+            "customer_id": row["customer_id"],
+            "features": self.visible(row),
+            "published": {
+                "churn_probability": row["churn_probability"],
+                "prediction": row["prediction"],
+                "model_version": row["model_version"],
+            },
+        }
+
+
+class Allowed(HTTPBearer):
+    """A session of a caller that has a scope."""
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(
+            scheme_name="bearer", description="An API key, or a JSON web token", auto_error=False
+        )
+        self.scope = scope
+
+    async def __call__(self, request: Request) -> Session:  # type: ignore[override]
+        credentials = await super().__call__(request)
+        service: Service = request.app.state.service
+        token = credentials.credentials if credentials else None
+        caller = service.access.caller(request, token, self.scope)
+        request.scope["caller"] = caller.name
+        return Session(service, caller, request.scope["request_id"])

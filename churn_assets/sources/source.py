@@ -1,0 +1,68 @@
+"""What a source is: something that names relations. It neither validates nor filters rows."""
+
+import datetime as dt
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+    from churn_assets.sources.tables import RawTable
+
+
+@dataclass(frozen=True)
+class SourceTable:
+    """Rows as the source has them, and how they read as one of our tables.
+
+    Args:
+        relation: A SQL relation over the source's own columns, in the source's own order.
+        columns: For each column of ours that the source has, a SQL expression over its columns.
+    """
+
+    relation: str
+    columns: Mapping[str, str]
+
+
+class Source(Protocol):
+    """A place that has raw rows."""
+
+    def read(
+        self,
+        connection: "DuckDBPyConnection",
+        table: "RawTable",
+        begin: dt.datetime,
+        end: dt.datetime,
+    ) -> SourceTable | None:
+        """The rows of `table`, or None where the source has no such table.
+
+        Rows outside `[begin, end)` may be left out only by a source that makes them on demand.
+
+        Raises:
+            FileNotFoundError: A required table is not there.
+            ValueError: A required column is not there.
+        """
+        ...
+
+
+def number_as_text(number: str) -> str:
+    """SQL for the text of a floating-point value: whole numbers without a fraction, NaN as NULL.
+
+    Ids become floating-point when a tool has stored them beside missing ones.
+    """
+    return (
+        f"CASE WHEN isfinite({number}) AND {number} = trunc({number}) AND abs({number}) < 1e15 "
+        f"THEN CAST(CAST({number} AS BIGINT) AS VARCHAR) "
+        f"WHEN NOT isnan({number}) THEN CAST({number} AS VARCHAR) END"
+    )
+
+
+def require_columns(required: Set[str], found: list[str], where: str) -> None:
+    """Refuse a source that lacks a column, naming it and the columns found."""
+    missing = sorted(required - {name.lower() for name in found})
+    if missing:
+        raise ValueError(
+            f"{where} lacks the required column{'s' if len(missing) > 1 else ''} "
+            f"{', '.join(missing)}. Columns found: {', '.join(found)}. "
+            "Rename the column in the files, or read them through a view that does."
+        )

@@ -1,0 +1,19 @@
+"""Values as SQL text: paths, column names and instants."""
+
+import datetime as dt
+from pathlib import Path
+
+
+def quoted(path: Path | str) -> str:
+    """`path` for use between single quotes in SQL."""
+    return str(path).replace("'", "''")
+
+
+def identifier(name: str) -> str:
+    """A column name quoted for SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def utc(instant: dt.datetime) -> str:
+    """An instant as a SQL literal."""
+    return f"TIMESTAMPTZ '{instant.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S.%f}+00'"

@@ -1,0 +1,137 @@
+"""The online sync and its parity check, as Dagster runs on the real graph and a real server.
+
+Prevents the simplification of believing that what was sent is what is served.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow.compute as pc
+import pytest
+
+from churn_assets.definitions import build_definitions
+from churn_assets.online import store as online
+from churn_assets.online import sync as assets
+from churn_assets.online.io_manager import connect
+from churn_assets.online.server import stop
+from churn_assets.operations import contract_checks
+from churn_assets.operations.installation import offline_store
+from churn_assets.operations.jobs import RANGE_END, RANGE_START
+from churn_assets.settings import Settings
+from churn_assets_tests.conftest import GROUPS, make_settings, utc_connection
+
+ONLINE = assets.online_table(GROUPS)
+
+ARROW = {
+    "BIGINT": "int64",
+    "INTEGER": "int32",
+    "DOUBLE": "double",
+    "VARCHAR": "string",
+    "BOOLEAN": "bool",
+    "DATE": "date32[day]",
+}
+CHECK = dg.AssetCheckKey(dg.AssetKey("online_features"), "online_equals_offline")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    """Three scored cutoffs, offline only, with NULLs in every feature."""
+    settings = make_settings(tmp_path, source="synthetic", start="2025-01-01", end="2025-08-01")
+    store = offline_store(settings)
+    cutoffs = ["2025-06-01", "2025-07-01", "2025-08-01"]
+    for table in (store.tables[name] for name in assets.online_sources(GROUPS)):
+        values = ", ".join(
+            f"CASE WHEN (i + {n}) % 5 > 0 THEN CAST(hash(i, cutoff, {n}) % 100 AS {column.dtype}) "
+            f"END AS {column.name}"
+            if column.name in ONLINE.column_names
+            else f"NULL AS {column.name}"
+            for n, column in enumerate(table.columns[2:])
+        )
+        rows = (
+            f"SELECT 'C' || i AS customer_id, cutoff, {values} FROM range(50) AS customers(i), "
+            f"(SELECT unnest({cutoffs})::DATE AS cutoff)"
+        )
+        with store.connect() as connection:
+            store.publish(connection, table, [rows], cutoffs, lambda _: {})
+        with dg.DagsterInstance.ephemeral() as instance:
+            for key in cutoffs:
+                contract_checks.accept(
+                    store, settings.calendar(), table.name, key, "Made up.", instance
+                )
+    yield settings
+    stop(settings.home)
+
+
+def run(settings: Settings, first: str, last: str, *, sync: bool = True) -> dg.AssetCheckEvaluation:
+    """The evaluation of the check after a sync, or without one."""
+    target = (
+        dg.AssetSelection.assets("online_features") if sync else dg.AssetSelection.checks(CHECK)
+    )
+    job = dg.define_asset_job("sync", target)
+    defs = dg.Definitions.merge(build_definitions(settings), dg.Definitions(jobs=[job]))
+    result = defs.resolve_job_def("sync").execute_in_process(
+        tags={RANGE_START: first, RANGE_END: last}, raise_on_error=False
+    )
+    (evaluation,) = result.get_asset_check_evaluations()
+    assert result.success is evaluation.passed
+    return evaluation
+
+
+def test_what_is_served_equals_the_offline_rows(settings: Settings) -> None:
+    evaluation = run(settings, "2025-06-01", "2025-08-01")
+    assert evaluation.passed
+    assert evaluation.metadata["rows"].value == 50
+    live = online.OnlineStore(connect(settings.home, None)).live()
+    assert live
+    assert str(live.cutoff) == "2025-08-01"
+    declared = [(column.name, ARROW[column.dtype]) for column in ONLINE.columns]
+    assert [(column.name, column.dtype) for column in live.codec.columns] == declared[2:]
+
+    older = run(settings, "2025-07-01", "2025-07-01")
+    assert older.passed
+    assert older.description == "Another cutoff is live, so nothing of this one is served."
+
+
+def test_rows_that_differ_fail_the_run(settings: Settings) -> None:
+    run(settings, "2025-08-01", "2025-08-01")
+    client = connect(settings.home, None)
+    table = online.read_version(client)
+    doubled = pc.multiply(table["total_events"], 2)
+    wrong = table.set_column(table.column_names.index("total_events"), "total_events", doubled)
+    online.publish(client, wrong.slice(1), table["cutoff"][0].as_py())
+    evaluation = run(settings, "2025-08-01", "2025-08-01", sync=False)
+    assert not evaluation.passed
+    assert evaluation.blocking
+    differ: Any = evaluation.metadata["customers_that_differ"].value
+    assert differ["customer_id"] == 1
+    assert 30 < differ["total_events"] < 50
+    assert set(differ) == {"customer_id", "total_events"}
+    assert run(settings, "2025-08-01", "2025-08-01").passed
+
+
+@pytest.mark.parametrize(
+    ("online_value", "offline_value", "found"),
+    [
+        ("NULL", "NULL", {}),
+        ("0.0", "NULL", {"monetary": 1}),
+        ("NULL", "0.0", {"monetary": 1}),
+        ("0.1", "0.1", {}),
+        ("'NaN'", "'NaN'", {}),
+    ],
+)
+def test_null_equals_null_only(
+    online_value: str, offline_value: str, found: dict[str, int]
+) -> None:
+    with utc_connection() as connection:
+        online_row = connection.sql(row(online_value)).to_arrow_table()
+        assert assets.differences(connection, online_row, f"({row(offline_value)})") == found
+
+
+def row(monetary: str) -> str:
+    """A customer of whom nothing else is known."""
+    values = {"customer_id": "'a'", "monetary": monetary}
+    names = ONLINE.column_names
+    columns = ", ".join(f"{values.get(name, 'NULL')} AS {name}" for name in names)
+    return ONLINE.typed(f"SELECT {columns}")

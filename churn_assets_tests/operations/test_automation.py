@@ -1,0 +1,172 @@
+"""Prevents: a graph that forgets what became due during an outage, makes a partition twice, or
+makes one before its inputs are there.
+"""
+
+import datetime as dt
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from churn_assets.cutoffs import Cadence
+from churn_assets.definitions import build_definitions
+from churn_assets.monitoring.inventory import present_partitions
+from churn_assets.operations.backfill import plan_stage, run_batch, stages
+from churn_assets.operations.installation import offline_store
+from churn_assets.operations.jobs import RANGE_END, RANGE_START
+from churn_assets.settings import Settings
+from churn_assets_tests.conftest import make_settings
+
+# Ticks of the sensor after which a test gives up waiting for it to fall silent.
+MOST_TICKS = 20
+
+
+class Clock:
+    """A deployment in simulated time: its schedule, its sensor, and a log of what was requested."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.defs = build_definitions(settings)
+        self.instance = dg.DagsterInstance.local_temp(str(folder))
+        self.cursor: Any = None
+        self.requested: list[tuple[str, str]] = []
+
+    def run(self, assets: list[dg.AssetKey], keys: list[str]) -> None:
+        tags = {RANGE_START: keys[0], RANGE_END: keys[-1]} if keys else {}
+        self.defs.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=self.instance, asset_selection=assets, tags=tags
+        )
+        self.requested += [(asset.to_user_string(), key) for asset in assets for key in keys]
+
+    def schedule(self, now: dt.datetime) -> None:
+        """A tick of the ingestion schedule, and the runs that it requests."""
+        schedule = self.defs.resolve_schedule_def("ingest_missing_slices")
+        with dg.build_schedule_context(
+            instance=self.instance,
+            scheduled_execution_time=now,
+            repository_def=self.defs.get_repository_def(),
+        ) as context:
+            tick = schedule.evaluate_tick(context)
+        raw = sorted(self.defs.resolve_asset_graph().asset_keys_for_group("raw"))
+        calendar_keys = self.defs.resolve_asset_graph().get(raw[0]).partitions_def
+        assert calendar_keys is not None
+        for request in tick.run_requests or []:
+            bounds = request.tags[RANGE_START], request.tags[RANGE_END]
+            keys = calendar_keys.get_partition_keys_in_range(dg.PartitionKeyRange(*bounds))
+            self.run(raw, list(keys))
+
+    def sense(self, now: dt.datetime) -> int:
+        """A tick of the sensor, and the runs that it requests; returns how many partitions."""
+        result = dg.evaluate_automation_conditions(
+            self.defs, self.instance, cursor=self.cursor, evaluation_time=now
+        )
+        self.cursor = result.cursor
+        graph = self.defs.resolve_asset_graph()
+        together: dict[tuple[str, ...], list[dg.AssetKey]] = {}
+        for asset in graph.toposorted_asset_keys:
+            requested = result.get_requested_partitions(asset)
+            if requested:
+                partitions = repr(graph.get(asset).partitions_def)
+                keys = sorted(key for key in requested if key)
+                together.setdefault((partitions, *keys), []).append(asset)
+        for (_, *keys), assets in together.items():
+            self.run(assets, keys)
+        return result.total_requested
+
+    def advance(self, now: dt.datetime) -> None:
+        """A day: the schedule, then the sensor until it has nothing to ask for."""
+        self.schedule(now)
+        self.settle(now)
+
+    def settle(self, now: dt.datetime) -> None:
+        """The sensor until it has nothing to ask for."""
+        for _ in range(MOST_TICKS):
+            if not self.sense(now):
+                return
+        raise AssertionError(f"The sensor never fell silent on {now}.")
+
+    def backfill(self, settings: Settings, now: dt.datetime) -> None:
+        """What a person did before the automation was switched on."""
+        store = offline_store(settings)
+        for stage in stages(()):
+            for batch in plan_stage(
+                stage,
+                self.defs,
+                settings.calendar(),
+                lambda asset: present_partitions(self.defs, store, self.instance, asset),
+                now,
+            ):
+                run_batch(batch, self.defs, self.instance, lambda step, what: None)
+
+    def present(self, now: dt.datetime) -> dict[str, tuple[set[str], set[str]]]:
+        """Per partitioned asset, what exists and what was materialized."""
+        graph = self.defs.resolve_asset_graph()
+        return {
+            key.to_user_string(): (
+                set(definition.get_partition_keys(current_time=now)),
+                set(self.instance.get_materialized_partitions(key)),
+            )
+            for key in graph.materializable_asset_keys
+            if (definition := graph.get(key).partitions_def) is not None
+        }
+
+
+@pytest.mark.usefixtures("quick_evaluation")
+@pytest.mark.parametrize(
+    ("cadence", "start", "first", "days", "every", "outage"),
+    [
+        (Cadence.MONTHLY, dt.date(2024, 8, 1), dt.date(2025, 1, 20), 365, 15, (140, 235)),
+        (Cadence.WEEKLY, dt.date(2024, 9, 2), dt.date(2025, 2, 20), 35, 6, (8, 30)),
+    ],
+)
+def test_a_year_of_arrivals_with_an_outage_of_three_periods(
+    tmp_path: Path,
+    cadence: Cadence,
+    start: dt.date,
+    first: dt.date,
+    days: int,
+    every: int,
+    outage: tuple[int, int],
+) -> None:
+    settings = make_settings(
+        tmp_path, source="synthetic", synthetic_customers=60, start=start, cadence=cadence
+    )
+    clock = Clock(settings, tmp_path)
+    morning = dt.datetime(first.year, first.month, first.day, 2, 30, tzinfo=dt.UTC)
+    clock.backfill(settings, morning)
+    assert clock.sense(morning) == 0, "what a person has made is not made again"
+
+    for day in range(0, days, every):
+        if outage[0] <= day < outage[1]:
+            continue
+        clock.advance(morning + dt.timedelta(days=day))
+    end = morning + dt.timedelta(days=days)
+    clock.advance(end)
+
+    for asset, (existing, materialized) in clock.present(end).items():
+        assert materialized == existing, asset
+    repeated = [target for target, count in Counter(clock.requested).items() if count > 1]
+    assert repeated == []
+
+    # In order: nothing is asked for before what it is made from.
+    graph = clock.defs.resolve_asset_graph()
+    made = {target: position for position, target in enumerate(clock.requested)}
+    for (asset, key), position in made.items():
+        for parent in graph.get(dg.AssetKey(asset)).parent_keys:
+            # Of a parent with the same cutoff, not of slices or of labels that are long mature.
+            mapping = graph.get_partition_mapping(dg.AssetKey(asset), parent)
+            same = mapping == settings.calendar().same_cutoff
+            same &= graph.get(parent).partitions_def != settings.calendar().slices
+            earlier = made.get((parent.to_user_string(), key), -1)
+            assert not same or earlier < position, (asset, key, parent)
+
+
+def test_history_waits_for_a_person(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, source="synthetic", synthetic_customers=60)
+    clock = Clock(settings, tmp_path)
+    now = dt.datetime(2025, 8, 20, tzinfo=dt.UTC)
+    clock.settle(now)
+    assert clock.requested == []  # of all that is partitioned
+    (made,) = clock.instance.fetch_materializations(dg.AssetKey("feature_registry"), 10).records
+    assert made

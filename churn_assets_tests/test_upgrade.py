@@ -1,0 +1,121 @@
+"""Prevents: a release that cannot read, serve or continue what the one before has made.
+
+`fixtures/state-0.1.tar.xz` is the state that version 0.1 made with `churn backfill` for 120
+customers of the synthetic shop until 2025-07-01, without the pictures of MLflow's runs.
+"""
+
+import datetime as dt
+import sqlite3
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from churn_assets.cutoffs import utc_now
+from churn_assets.definitions import build_definitions
+from churn_assets.features import feature_versions
+from churn_assets.models.artefacts import ModelStore
+from churn_assets.models.champion import find_champion
+from churn_assets.models.estimators import inputs
+from churn_assets.models.runs import CHAMPION, REGISTERED_MODEL, ModelRuns
+from churn_assets.monitoring.inventory import inventory, present_partitions
+from churn_assets.online.server import stop
+from churn_assets.operations.backfill import plan_stage, run_batch, stages
+from churn_assets.operations.installation import offline_store
+from churn_assets.settings import Settings
+from churn_assets_tests.conftest import GROUPS, make_settings, stored
+from churn_assets_tests.served_shop import running
+
+STATE = Path(__file__).parent / "fixtures" / "state-0.1.tar.xz"
+MADE_IN = "/tmp/churn-assets-0.1/state"
+END = dt.datetime(2025, 7, 1, tzinfo=dt.UTC)
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Iterator[Settings]:
+    """An installation of version 0.1, as if it had been made where it is."""
+    settings = make_settings(tmp_path, source="synthetic", synthetic_customers=120, end=END)
+    with tarfile.open(STATE) as archive:
+        archive.extractall(settings.home, filter="data")
+    with sqlite3.connect(settings.home / "mlflow.db") as database:
+        places = (
+            ("experiments", "artifact_location"),
+            ("runs", "artifact_uri"),
+            ("logged_models", "artifact_location"),
+            ("model_versions", "source"),
+            ("model_versions", "storage_location"),
+        )
+        for table, column in places:
+            database.execute(
+                f"UPDATE {table} SET {column} = replace({column}, ?, ?)",
+                (MADE_IN, str(settings.home)),
+            )
+    yield settings
+    stop(settings.home)
+
+
+def test_everything_that_was_made_is_there_and_can_be_read(old: Settings) -> None:
+    store = offline_store(old)
+    with dg.DagsterInstance.from_config(str(old.dagster_home)) as instance:
+        rows = inventory(build_definitions(old), store, old.calendar(), instance, utc_now())
+    assert {row.asset.path[-1]: row.missing for row in rows if row.missing} == {}
+    assert {row.asset.path[-1]: row.failed for row in rows if row.failed} == {}
+    assert all(store.scan(table).files for table in store.tables.values() if store.keys(table))
+    # Tables of SQL are as they would be made now.
+    stale = {row.asset.path[-1] for row in rows if row.stale}
+    assert stale.isdisjoint({"daily_activity", "customer_rfm_features", "churn_labels"})
+
+
+def test_its_rows_and_its_champion_are_served(old: Settings) -> None:
+    expected = {
+        row["customer_id"]: row["churn_probability"]
+        for row in stored(old, "churn_predictions")
+        if row["cutoff"] == END.date()
+    }
+    with running(old) as client:
+        for customer, probability in list(expected.items())[:5]:
+            status, answer = client.post(f"/predict/{customer}")
+            assert (status, answer["source"], answer["cutoff"]) == (200, "online", "2025-07-01")
+            assert answer["churn_probability"] == pytest.approx(probability, abs=1e-12)
+
+
+def test_its_models_in_mlflow_still_predict(old: Settings) -> None:
+    import mlflow
+
+    runs, store = ModelRuns(old.home), ModelStore(old.home)
+    champion = find_champion(store, END.date())
+    assert champion is not None
+    manifest = store.manifest(champion.model, champion.model_cutoff)
+    own = store.load(manifest, feature_versions(GROUPS))
+    mlflow.set_tracking_uri(runs.tracking_uri)
+    logged = mlflow.pyfunc.load_model(f"models:/{REGISTERED_MODEL}@{CHAMPION}")
+    dataset = offline_store(old).scan(offline_store(old).tables["training_dataset"]).sql
+    with offline_store(old).connect() as connection:
+        example = connection.sql(f"FROM {dataset} ORDER BY customer_id, cutoff LIMIT 20").df()
+    given = inputs(example, manifest.columns)
+    assert logged.predict(given) == pytest.approx(own.probabilities(example))
+
+
+@pytest.mark.usefixtures("quick_evaluation")
+def test_the_next_cutoff_is_made_upon_it(old: Settings) -> None:
+    later = old.model_copy(update={"end": dt.datetime(2025, 8, 1, tzinfo=dt.UTC)})
+    files = {path: path.read_bytes() for path in old.home.glob("offline_store/**/*.parquet")}
+    store, defs = offline_store(later), build_definitions(later)
+    with dg.DagsterInstance.from_config(str(old.dagster_home)) as instance:
+        for stage in stages(()):
+            for batch in plan_stage(
+                stage,
+                defs,
+                later.calendar(),
+                lambda asset: present_partitions(defs, store, instance, asset),
+                utc_now(),
+            ):
+                run_batch(batch, defs, instance, lambda step, what: None)
+    champion = find_champion(ModelStore(old.home), dt.date(2025, 8, 1))
+    assert champion is not None
+    assert champion.incumbent, "the champion of version 0.1 was graded against the new candidates"
+    rewritten = {path for path, content in files.items() if path.read_bytes() != content}
+    assert {path.parents[1].name for path in rewritten} <= {"feature_registry"}
+    assert len(stored(old, "churn_predictions")) > 0
