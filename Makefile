@@ -24,10 +24,12 @@ setup: .venv/installed  ## only the installation, exact versions from requiremen
 test: .venv/installed-dev  ## install what tests need and run them all
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-check: .venv/installed-dev  ## lint, format, types
+check: .venv/installed-dev  ## lint, format, layers, types, definitions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
+	$(BIN)/dg check defs
 
 demo: .venv/installed $(DAGSTER_HOME)/dagster.yaml  ## a synthetic shop through the whole graph
 	$(BIN)/churn backfill --last 12
@@ -49,8 +51,8 @@ bench: .venv/installed .venv-feast/installed  ## the benchmarks
 mlflow: .venv/installed  ## the runs of the models on http://localhost:5000
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(CHURN_HOME)/mlflow.db --port 5000
 
-dev: .venv/installed $(DAGSTER_HOME)/dagster.yaml  ## the web UI and daemon on http://localhost:3000
-	$(BIN)/dagster dev --workspace workspace.yaml --port 3000
+dev: .venv/installed-dev $(DAGSTER_HOME)/dagster.yaml  ## the web UI and daemon on http://localhost:3000
+	$(BIN)/dg dev --port 3000
 
 serve: .venv/installed  ## features and predictions over HTTP, on http://localhost:8000
 	$(BIN)/churn serve

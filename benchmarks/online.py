@@ -107,7 +107,8 @@ def measure(port: int, ids: list[str], write: Callable[[], Read]) -> Figures:
 
 
 def ours(path: Path, port: int, ids: list[str]) -> Figures:
-    from churn_assets.online.store import OnlineStore, publish
+    from churn_assets.online.publishing import publish
+    from churn_assets.online.store import OnlineStore
 
     client = redis.Redis(port=port)
 

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import redis
 
+from churn_assets.online import publishing, versions
 from churn_assets.online import store as online
 from churn_assets.online.server import open_client, redis_url, stop
 
@@ -79,11 +80,11 @@ class Versions:
         self.client = client
         self.read = online.OnlineStore(client).get_many
         # Several round trips per upload, so that many kills hit one.
-        online.ROWS_PER_BUCKET, online.ROWS_PER_ROUND_TRIP = 10, 20
+        versions.ROWS_PER_BUCKET, publishing.ROWS_PER_ROUND_TRIP = 10, 20
 
     def publish(self, edition: int) -> None:
         table = pa.Table.from_pylist(rows_of(edition), pa.schema(COLUMNS))
-        published = online.publish(
+        published = publishing.publish(
             self.client, table, cutoff_of(edition), upload_seconds=UPLOAD_SECONDS
         )
         what = (
@@ -212,8 +213,8 @@ def leftovers(url: str) -> set[str]:
     client = open_client(url)
     store = Versions(client)
     store.publish(next(filter(None, store.read(CUSTOMERS[:2])))["edition"] + 1)
-    fields: Any = client.hmget(online.POINTER, "current", "previous")
-    known = {COUNTS, online.POINTER}
+    fields: Any = client.hmget(versions.POINTER, "current", "previous")
+    known = {COUNTS, versions.POINTER}
     retained = tuple(f"churn:{version.decode()}:" for version in fields)
     keys = {key.decode() for key in client.scan_iter(count=1000)}
     return {key for key in keys - known if not key.startswith(retained)}

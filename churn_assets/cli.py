@@ -2,26 +2,19 @@
 
 import datetime as dt
 import os
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from churn_assets.cutoffs import utc_now
+from churn_assets.operations.terminal import terminal
 from churn_assets.settings import Settings
 
 if TYPE_CHECKING:
-    import dagster as dg
     from duckdb import DuckDBPyConnection
-    from rich.console import Console
-
-    from churn_assets.operations.backfill import Batch
-
-DAGSTER_YAML = Path(__file__).parent.parent / "dagster.yaml"
 
 KEY = click.DateTime(formats=["%Y-%m-%d"])
 
@@ -43,46 +36,6 @@ def main() -> None:
 @click.group()
 def churn() -> None:
     """Point-in-time churn features, labels and training sets."""
-
-
-@contextmanager
-def dagster_instance(settings: Settings) -> "Iterator[dg.DagsterInstance]":
-    """The instance of DAGSTER_HOME; without one, the instance inside CHURN_HOME.
-
-    Raises:
-        OSError: Its folder or its storage cannot be written.
-    """
-    import dagster as dg
-    from sqlalchemy.exc import OperationalError
-
-    home = Path(os.environ.get("DAGSTER_HOME") or settings.dagster_home)
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        if not (home / "dagster.yaml").exists() and DAGSTER_YAML.exists():
-            # In one step, for other commands that start now.
-            made = home / f"dagster.yaml.{os.getpid()}"
-            shutil.copy(DAGSTER_YAML, made)
-            made.replace(home / "dagster.yaml")
-    except OSError as error:
-        raise OSError(
-            f"CHURN_HOME ({settings.home}) cannot be written: {error}. "
-            "Set CHURN_HOME to a folder that this user may write to."
-        ) from error
-    os.environ["DAGSTER_HOME"] = str(home)
-    try:
-        with dg.DagsterInstance.get() as instance:
-            yield instance
-    except OperationalError as error:
-        raise OSError(
-            f"Dagster's storage in {home} cannot be used: {error.orig}. See that its disk has "
-            "space left and that no other program locks it, and run again."
-        ) from error
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 140)
 
 
 @churn.command()
@@ -110,6 +63,8 @@ def backfill(
     from churn_assets.monitoring.inventory import ON_DEMAND, inventory, present_partitions
     from churn_assets.operations import backfill as backfills
     from churn_assets.operations.installation import offline_store
+    from churn_assets.operations.instance import dagster_instance
+    from churn_assets.operations.progress import shown_progress
     from churn_assets.stores.views import write_views
 
     settings = Settings.read()
@@ -125,7 +80,7 @@ def backfill(
         newest,
         now,
     )
-    console = _console()
+    console = terminal()
     with dagster_instance(settings) as instance:
         made = 0
         rows = inventory(defs, store, calendar, instance, now) if stale else []
@@ -143,7 +98,7 @@ def backfill(
                     slices_only,
                 )
             for batch in batches:
-                with _progress(console, batch) as on_step:
+                with shown_progress(console, batch) as on_step:
                     try:
                         backfills.run_batch(batch, defs, instance, on_step)
                     except backfills.BackfillFailed as failure:
@@ -162,38 +117,6 @@ def backfill(
         write_views(store, settings.home / "offline_store.duckdb")
 
 
-@contextmanager
-def _progress(console: "Console", batch: "Batch") -> "Iterator[Callable[[str, str], None]]":
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    began = utc_now()
-    running: list[str] = []
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[step]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task(batch.label, total=batch.steps, step="")
-
-        def on_step(step: str, what: str) -> None:
-            if what == "started":
-                running.append(step)
-            else:
-                running.remove(step)
-                progress.advance(task)
-            progress.update(task, step=", ".join(running))
-
-        yield on_step
-    seconds = (utc_now() - began).total_seconds()
-    console.print(f"[green]✓[/green] {batch.label}: {len(batch.assets)} assets in {seconds:.1f} s")
-
-
 @churn.command()
 def status() -> None:
     """Partitions per table: present, missing, failed and stale."""
@@ -202,6 +125,7 @@ def status() -> None:
     from churn_assets.definitions import build_definitions
     from churn_assets.monitoring.inventory import inventory
     from churn_assets.operations.installation import offline_store
+    from churn_assets.operations.instance import dagster_instance
 
     settings = Settings.read()
     store = offline_store(settings)
@@ -224,7 +148,7 @@ def status() -> None:
             str(len(row.stale)),
             row.first_gap or "",
         )
-    _console().print(table)
+    terminal().print(table)
 
 
 @churn.command()
@@ -238,6 +162,7 @@ def accept(table: str, key: str | None, reason: str) -> None:
     """
     from churn_assets.operations import contract_checks
     from churn_assets.operations.installation import offline_store
+    from churn_assets.operations.instance import dagster_instance
 
     settings = Settings.read()
     store = offline_store(settings)
@@ -248,7 +173,7 @@ def accept(table: str, key: str | None, reason: str) -> None:
             )
     except (ValueError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from None
-    _console().print(f"{table} {key or ''} passes in spite of {', '.join(broken.failures)}.")
+    terminal().print(f"{table} {key or ''} passes in spite of {', '.join(broken.failures)}.")
 
 
 @churn.command()
@@ -260,7 +185,7 @@ def report() -> None:
     from churn_assets.operations.installation import offline_store
 
     settings = Settings.read()
-    store, console = offline_store(settings), _console()
+    store, console = offline_store(settings), terminal()
     tables = Table("table", "partitions", "rows", title="Offline store", title_justify="left")
     for name, (partitions, rows) in rows_per_table(store).items():
         tables.add_row(name, str(partitions), f"{rows:,}")
@@ -299,6 +224,8 @@ def sql(query: str | None) -> None:
     """
     from churn_assets.monitoring.refresh_log import refresh_log
     from churn_assets.operations.installation import offline_store
+    from churn_assets.operations.instance import dagster_instance
+    from churn_assets.operations.sql_shell import statements
     from churn_assets.serving.audit import audit_query
     from churn_assets.stores.views import create_views
 
@@ -314,23 +241,8 @@ def sql(query: str | None) -> None:
             _show(connection, query)
             return
         prompt = "churn> " if sys.stdin.isatty() else ""
-        for statement in _statements(prompt):
+        for statement in statements(prompt):
             _show(connection, statement)
-
-
-def _statements(prompt: str) -> "Iterator[str]":
-    """Statements from standard input, each ended by a semicolon."""
-    text = ""
-    while True:
-        try:
-            text += input(prompt if not text else "  ...> " if prompt else "") + "\n"
-        except EOFError:
-            if text.strip():
-                yield text
-            return
-        if text.rstrip().endswith(";"):
-            yield text
-            text = ""
 
 
 def _show(connection: "DuckDBPyConnection", query: str) -> None:
@@ -377,7 +289,7 @@ def explain(customer_id: str, cutoff: dt.datetime) -> None:
             str(row.first_day or ""),
             str(row.last_day or ""),
         )
-    _console().print(table)
+    terminal().print(table)
 
 
 def _text(value: object) -> str:
@@ -447,7 +359,7 @@ def get(customer_id: str) -> None:
 def rollback() -> None:
     """Serve the retained previous version again."""
     from churn_assets.online.io_manager import connect
-    from churn_assets.online.store import roll_back
+    from churn_assets.online.publishing import roll_back
 
     settings = Settings.read()
     version = roll_back(connect(settings.home, settings.redis_url))
@@ -460,12 +372,8 @@ def rollback() -> None:
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; by default one per core.")
 def serve(host: str, port: int, workers: int | None) -> None:
     """Serve features and predictions over HTTP, and a page for people at /."""
-    import tempfile
-
-    import uvicorn
-
     from churn_assets.serving.access import Access, is_loopback
-    from churn_assets.serving.telemetry import LOGGING
+    from churn_assets.serving.run import run
 
     settings = Settings.read()
     if Access.from_settings(settings).open and not is_loopback(host):
@@ -473,21 +381,7 @@ def serve(host: str, port: int, workers: int | None) -> None:
             f"Without keys everybody who reaches {host} could read every customer. Set "
             "CHURN_API_KEYS (`churn api-key` makes one) or CHURN_JWT_KEY, or leave out --host."
         )
-    workers = workers or os.cpu_count() or 1
-    with tempfile.TemporaryDirectory(prefix="churn-metrics-") as folder:
-        if workers > 1:
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        uvicorn.run(
-            "churn_assets.serving.app:from_environment",
-            factory=True,
-            host=host,
-            port=port,
-            workers=workers,
-            log_config=LOGGING,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=10,
-        )
+    run(host, port, workers or os.cpu_count() or 1)
 
 
 @churn.command()

@@ -12,7 +12,7 @@ from churn_assets.features import assets as features
 from churn_assets.features import feature_groups, registry
 from churn_assets.history import raw, rollups, scored_reviews, topic_model
 from churn_assets.models import candidates, champion
-from churn_assets.models.estimators import ESTIMATORS, EXTRA_ESTIMATORS
+from churn_assets.models.kinds import ESTIMATORS, EXTRA_ESTIMATORS
 from churn_assets.models.metrics import Economics
 from churn_assets.models.runs import ModelRuns
 from churn_assets.monitoring import (

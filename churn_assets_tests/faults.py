@@ -19,13 +19,13 @@ from typing import IO
 import dagster as dg
 import pyarrow as pa
 
-from churn_assets.cli import DAGSTER_YAML
 from churn_assets.definitions import build_definitions
 from churn_assets.monitoring.inventory import AssetInventory, inventory, present_partitions
 from churn_assets.online.io_manager import connect
 from churn_assets.online.store import read_version
 from churn_assets.operations.backfill import plan_stage, run_batch, stages
 from churn_assets.operations.installation import offline_store
+from churn_assets.operations.instance import DAGSTER_YAML
 from churn_assets.settings import Settings
 from churn_assets.stores.tracking import ASSET_TAG, PARTITION_TAG, Tracking
 from churn_assets_tests.conftest import make_settings

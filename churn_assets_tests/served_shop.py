@@ -18,10 +18,11 @@ import uvicorn
 from churn_assets.features import feature_columns, feature_versions
 from churn_assets.models.artefacts import Manifest, ModelStore
 from churn_assets.models.champion import Champion
-from churn_assets.models.estimators import ESTIMATORS, fit
+from churn_assets.models.estimators import fit
+from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.models.training_rows import training_rows
+from churn_assets.online.publishing import publish
 from churn_assets.online.server import redis_url
-from churn_assets.online.store import publish
 from churn_assets.operations.installation import offline_store
 from churn_assets.predictions.churn_predictions import explainer, population_features, predict
 from churn_assets.serving import app as serving

@@ -20,8 +20,9 @@ from churn_assets.models.artefacts import ModelStore
 from churn_assets.models.champion import find_champion
 from churn_assets.monitoring.report import cutoff_reports
 from churn_assets.online.io_manager import connect
+from churn_assets.online.publishing import roll_back
 from churn_assets.online.server import server_binary, stop
-from churn_assets.online.store import read_version, roll_back
+from churn_assets.online.store import read_version
 from churn_assets.online.sync import online_query
 from churn_assets.operations.installation import offline_store
 from churn_assets.settings import Settings

@@ -77,7 +77,7 @@ def test_its_rows_and_its_champion_are_served(old: Settings) -> None:
     with running(old) as client:
         for customer, probability in list(expected.items())[:5]:
             status, answer = client.post(f"/predict/{customer}")
-            assert (status, answer["source"], answer["cutoff"]) == (200, "online", "2025-07-01")
+            assert (status, answer["source"], answer["cutoff"]) == (200, "redis", "2025-07-01")
             assert answer["churn_probability"] == pytest.approx(probability, abs=1e-12)
 
 

@@ -23,17 +23,11 @@ import dagster as dg
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.features import Groups, feature_columns, feature_versions
 from churn_assets.models import estimators, tuning
+from churn_assets.models import kinds as kinds_of_model
 from churn_assets.models.artefacts import Manifest, ModelStore
-from churn_assets.models.estimators import (
-    ESTIMATORS,
-    Estimator,
-    FittedModel,
-    Rows,
-    Trial,
-    fit,
-    trial,
-)
+from churn_assets.models.estimators import Estimator, FittedModel, Rows, Trial, fit, trial
 from churn_assets.models.evaluation import Evaluation, evaluate
+from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.models.metrics import Economics, grade
 from churn_assets.models.model_page import model_metadata, parameters
 from churn_assets.models.runs import ModelRuns
@@ -195,7 +189,7 @@ def assets(
             partitions_def=calendar.scored_cutoffs,
             backfill_policy=dg.BackfillPolicy.single_run(),
             code_version=sql_version(
-                code_digest(estimators),
+                code_digest(estimators, kinds_of_model),
                 f"{economics} {seed} {calendar.training_cutoffs} {MOST_TRAINING_ROWS}",
                 *(f"{name} {version}" for name, version in versions.items()),
                 *([code_digest(tuning), str(candidates)] if candidates else []),

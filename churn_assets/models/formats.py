@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from churn_assets.models.estimators import EXTRA_ESTIMATORS
+from churn_assets.models.kinds import EXTRA_ESTIMATORS
 
 PIPELINE = "pipeline.skops"
 # The file of a classifier with a format of its own, by the package of its class.

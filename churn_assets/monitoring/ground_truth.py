@@ -2,7 +2,7 @@
 
 Grain: one row per customer of the population and cutoff. The probability of no purchase within the
 horizon follows in closed form from the customer's true rates and the time since the last event
-(`sources.shop.churn_probability`). It is for evaluation only: no feature, label or model may depend
+(`sources.true_churn`). It is for evaluation only: no feature, label or model may depend
 on it, and no other source has it.
 """
 
@@ -49,7 +49,7 @@ def assets(calendar: Calendar, source: Synthetic, store: OfflineStore) -> list[d
     def synthetic_truth(context: dg.AssetExecutionContext) -> Iterator[dg.Output[Query]]:
         import pyarrow as pa
 
-        from churn_assets.sources.shop import churn_probability
+        from churn_assets.sources.true_churn import churn_probability
 
         cutoffs = [parse_key(key) for key in context.partition_keys]
         activity = store.scan(store.tables["daily_activity"]).sql

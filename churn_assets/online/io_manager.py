@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from churn_assets.online.publishing import publish
 from churn_assets.online.server import ServerError, open_client, redis_url
-from churn_assets.online.store import OnlineStore, publish, read_version
+from churn_assets.online.store import OnlineStore, read_version
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.retries import connections_are_retried
 

@@ -16,7 +16,7 @@ import dagster as dg
 from churn_assets.cutoffs import Cadence, Calendar
 from churn_assets.features import Groups
 from churn_assets.history import rollups
-from churn_assets.models import estimators
+from churn_assets.models import kinds
 from churn_assets.models.champion import CHAMPION_MODEL
 from churn_assets.monitoring.inventory import ASSET_INVENTORY
 from churn_assets.online.sync import ONLINE_FEATURES
@@ -50,8 +50,8 @@ def annotated(
     """
     declared = {group.name: group.module for group in groups}
     declared |= {table.name: rollups.__name__ for table, *_ in rollups.ROLLUPS}
-    kinds = (*estimators.ESTIMATORS, *estimators.EXTRA_ESTIMATORS.values())
-    declared |= {estimator.name: estimators.__name__ for estimator in kinds}
+    estimators = (*kinds.ESTIMATORS, *kinds.EXTRA_ESTIMATORS.values())
+    declared |= {estimator.name: kinds.__name__ for estimator in estimators}
 
     def annotate(spec: dg.AssetSpec) -> dg.AssetSpec:
         name = spec.key.path[-1]

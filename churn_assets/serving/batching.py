@@ -1,7 +1,9 @@
-"""Does once what several requests of one turn of the event loop ask for.
+"""Micro-batching: requests that arrive in one turn of the event loop share one call.
 
-With 16 connections, half of a read is the round trip to Redis and half of a prediction numpy's cost
-per call; eight of each take hardly longer than one. A request that is alone does not wait.
+A read spends half of its time on the round trip to Redis, and a prediction on numpy's cost per
+call. Eight of them in one call take hardly longer than one. A request that is alone does not wait.
+
+What the calls do is not known here.
 """
 
 import asyncio
@@ -14,10 +16,10 @@ V = TypeVar("V")
 
 
 class Batcher(Generic[K, V]):
-    """Turns a function of many into an awaitable one of one.
+    """Makes an awaitable function of one argument from a function of many.
 
     Args:
-        work: Gives a value for each of its arguments, in order. It runs on the event loop.
+        work: Returns one value per argument, in order. It runs on the event loop.
     """
 
     def __init__(self, work: Callable[[Sequence[K]], Sequence[V]]) -> None:
@@ -30,7 +32,7 @@ class Batcher(Generic[K, V]):
         future: asyncio.Future[V] = loop.create_future()
         self._waiting.append((argument, future))
         if len(self._waiting) == 1:
-            # After all requests that have arrived by now, which run before it in this turn.
+            # The loop first runs all requests that have arrived by now, and then this call.
             loop.call_soon(self._run)
         return await future
 

@@ -1,4 +1,13 @@
-"""The short way of a plain read past FastAPI's dependency solving, which takes most of its time."""
+"""A short way to an operation for the plain requests to it, `METHOD /name/id`.
+
+FastAPI and its middleware spend most of the time of a read on finding out which operation the
+request is for and what that operation depends on. A plain request depends on the customer and the
+caller only, so this middleware calls the operation itself. Every other request goes on to FastAPI:
+one with a query, with a body or with too long an id, for example. FastAPI also tells the caller
+what is wrong with such a request.
+
+What an operation answers is not known here: both ways call the same function of `routes`.
+"""
 
 from collections.abc import Collection
 from typing import Any
@@ -8,33 +17,33 @@ from fastapi.exception_handlers import http_exception_handler
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from churn_assets.serving.routes import MAX_ID_LENGTH, unavailable
+from churn_assets.serving.problems import unavailable
 from churn_assets.serving.rows import Unavailable
+from churn_assets.serving.schemas import MAX_ID_LENGTH
+
+CUSTOMER = "{customer_id:path}"
 
 
 class Direct:
-    """Middleware: a short way to an operation for the plain requests to it, `METHOD /name/id`.
-
-    FastAPI and its middleware take most of the time of a read to find out which operation it is and
-    what that depends on, and these depend on the customer and the caller only. Every other request
-    goes on, one with a query, a body or too long an id for example, to where it is told what is
-    wrong with it.
+    """The middleware.
 
     Args:
-        app: What every other request goes to.
+        app: Answers every request that is not plain.
         router: Has the operations.
-        names: The names of those that have a short way.
+        operations: The names of the operations that get a short way. The path of each ends with
+            the customer, and its session is its only dependency.
     """
 
-    def __init__(self, app: ASGIApp, router: APIRouter, names: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, router: APIRouter, operations: Collection[str]) -> None:
         self.app = app
         self.operations: dict[str, tuple[str, APIRoute, Any]] = {}
-        for route in router.routes:
-            if isinstance(route, APIRoute) and route.name in names:
-                (session,) = route.dependant.dependencies
-                path = route.path.removesuffix("{customer_id:path}")
-                for method in route.methods or ():
-                    self.operations[path] = method, route, session.call
+        routes = {route.name: route for route in router.routes if isinstance(route, APIRoute)}
+        for name in operations:
+            route = routes[name]
+            (session,) = route.dependant.dependencies
+            path = route.path.removesuffix(CUSTOMER)
+            for method in route.methods or ():
+                self.operations[path] = method, route, session.call
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         way = self._way(scope) if scope["type"] == "http" else None

@@ -1,6 +1,9 @@
-"""The operations of the service: paths, requests, answers and the problems each may have.
+"""The operations of the service, each under its path.
 
-What an operation does is in `serving.service` and the modules that it uses.
+Reads and predictions of one customer run on the event loop, because they take a fraction of a
+millisecond. Batches and refreshes run in threads.
+
+What an operation takes and gives is declared in `schemas`; who may call it is decided in `access`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,212 +12,227 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
 from pydantic_core import to_json
 
-from churn_assets.features import (
-    Groups,
-)
+from churn_assets.features import Groups
 from churn_assets.serving import schemas, telemetry
+from churn_assets.serving.problems import NOT_FOUND, PROBLEMS
 from churn_assets.serving.refresh import recompute
 from churn_assets.serving.rows import Found, Row
 from churn_assets.serving.service import Allowed, Service, Session
-
-MAX_ID_LENGTH = 256
 
 CustomerId = Annotated[
     str,
     PathParameter(
         min_length=1,
-        max_length=MAX_ID_LENGTH,
-        pattern=r"^[^\n]*$",  # a path ends at a line feed
+        max_length=schemas.MAX_ID_LENGTH,
+        pattern=r"^[^\n]*$",  # the path of a route does not match a line feed
         description="The customer, slashes and all",
     ),
 ]
 
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": schemas.Problem, "description": "The body is no JSON"},
-    401: {"model": schemas.Problem, "description": "No valid key or token"},
-    403: {"model": schemas.Problem, "description": "The scope is lacking"},
-    413: {"description": "The body is too large", "content": {"text/plain": {}}},
-    422: {"model": schemas.InvalidRequest, "description": "A value is not what it has to be"},
-    429: {"model": schemas.Problem, "description": "Over the caller's rate"},
-    503: {"model": schemas.Problem, "description": "Nothing to serve from yet"},
-}
+FeaturesSession = Annotated[Session, Depends(Allowed("features"))]
 
-NOT_FOUND: dict[int | str, dict[str, Any]] = {
-    404: {"model": schemas.Problem, "description": "The served version has no such customer"}
-}
+PredictSession = Annotated[Session, Depends(Allowed("predict"))]
+
+RefreshSession = Annotated[Session, Depends(Allowed("refresh"))]
+
+MetricsSession = Annotated[Session, Depends(Allowed("metrics"))]
 
 
-def answer(content: Mapping[str, Any]) -> Response:
-    """JSON, without the cost of validating what was just made; tests hold it to the schema."""
-    return Response(to_json(content, inf_nan_mode="null"), media_type="application/json")
+def operations(groups: Groups) -> APIRouter:
+    """All operations of an installation with these feature groups."""
+    models = schemas.feature_schemas(groups)
+    FeatureRows = models.feature_rows
+    one_customer = PROBLEMS | NOT_FOUND
 
-
-def served(found: Found) -> dict[str, Any]:
-    return {"cutoff": found.cutoff, "source": found.source, "stale": found.stale}
-
-
-def only_row(found: Found) -> Row:
-    """The row of the customer that was asked for; raises HTTPException 404 without one."""
-    if (row := found.rows[0]) is None:
-        raise HTTPException(404, "The served version has no such customer.")
-    return row
-
-
-def missing(customer_ids: Sequence[str], found: Found) -> list[str]:
-    pairs = zip(customer_ids, found.rows, strict=True)
-    return [customer_id for customer_id, row in pairs if row is None]
-
-
-async def unavailable(request: Request, error: Exception) -> Response:
-    """There is nothing to serve from yet."""
-    return JSONResponse({"detail": str(error)}, 503)
-
-
-def routes(groups: Groups) -> APIRouter:
-    """All operations, with the features of an installation in their schemas."""
-    own, router = schemas.feature_schemas(groups), APIRouter()
-    FeatureRows: Any = own.rows
-
-    @router.get(
-        "/features/{customer_id:path}",
-        response_model=own.customer,
-        responses=PROBLEMS | NOT_FOUND,
-    )
-    async def features(
-        customer_id: CustomerId, session: Annotated[Session, Depends(Allowed("features"))]
-    ) -> Response:
-        """The features of a customer at the served cutoff."""
-        found = await session.read_one("features", customer_id)
-        row = session.feature_row(only_row(found))
-        return answer({**row, **served(found), "withheld": session.withheld})
-
-    @router.post("/features:batch", response_model=own.batch, responses=PROBLEMS)
-    def features_batch(
-        body: schemas.CustomerIds, session: Annotated[Session, Depends(Allowed("features"))]
-    ) -> Response:
-        """The features of many customers, all of one version."""
-        found = session.read("features", body.customer_ids)
-        return answer(
-            {
-                "rows": [session.feature_row(row) for row in found.rows if row],
-                "missing": missing(body.customer_ids, found),
-                **served(found),
-                "withheld": session.withheld,
-            }
-        )
-
-    @router.post(
-        "/predict/{customer_id:path}",
-        response_model=schemas.CustomerPrediction,
-        responses=PROBLEMS | NOT_FOUND,
-    )
-    async def predict_customer(
-        customer_id: CustomerId,
-        session: Annotated[Session, Depends(Allowed("predict"))],
-        explain: Annotated[bool, Query(description="Add the reasons, in some 20 ms")] = False,
-    ) -> Response:
-        """The champion's prediction for a customer, from the features at the served cutoff."""
-        found = await session.read_one("predict", customer_id)
-        row = only_row(found)
-        model, prediction = await session.service.score(row)
-        told = {"reasons": await run_in_threadpool(model.reasons, row)} if explain else {}
-        return answer(
-            {
-                "customer_id": customer_id,
-                **prediction,
-                **model.description,
-                **served(found),
-                **told,
-            }
-        )
-
-    @router.post("/predict", response_model=schemas.Predictions, responses=PROBLEMS)
+    # Only the request of this operation holds features, so it alone is declared for the groups.
     def predict(
-        body: schemas.CustomerIds | FeatureRows,
-        session: Annotated[Session, Depends(Allowed("predict"))],
+        body: schemas.CustomerIds | FeatureRows,  # type: ignore[valid-type]
+        session: PredictSession,
     ) -> Response:
         """The champion's predictions for many customers, or for raw features."""
-        model = session.service.model
-        if isinstance(body, FeatureRows):
-            session.service.rate_limit.charge(session.caller, len(body.rows))
-            rows = model.predict([row.model_dump() for row in body.rows])
-            return answer({"rows": rows, "missing": [], **model.description})
-        found = session.read("predict", body.customer_ids)
-        known = [row for row in found.rows if row]
-        rows = [
-            {"customer_id": row["customer_id"], **prediction}
-            for row, prediction in zip(known, model.predict(known), strict=True)
-        ]
-        lacking = missing(body.customer_ids, found)
-        return answer({"rows": rows, "missing": lacking, **model.description, **served(found)})
+        return predict_many(body, session)
 
-    @router.post(
-        "/refresh/{customer_id:path}",
-        response_model=own.refreshed,
-        responses=PROBLEMS | NOT_FOUND,
+    router = APIRouter()
+    router.get(
+        "/features/{customer_id:path}",
+        response_model=models.customer_features,
+        responses=one_customer,
+    )(features)
+    router.post("/features:batch", response_model=models.feature_batch, responses=PROBLEMS)(
+        features_batch
     )
-    def refresh(
-        customer_id: CustomerId, session: Annotated[Session, Depends(Allowed("refresh"))]
-    ) -> Response:
-        """The features of a customer recomputed from the offline store at the served cutoff.
-
-        It writes nothing: a difference is corrected by a new sync. Each worker does one at a time.
-        """
-        service = session.service
-        found = session.read("refresh", [customer_id])
-        if not service.refreshing.acquire(blocking=False):
-            raise HTTPException(429, "A refresh is running; try again.", {"Retry-After": "1"})
-        try:
-            fresh = recompute(
-                service.groups, service.offline, service.calendar, customer_id, found.cutoff
-            )
-        finally:
-            service.refreshing.release()
-        if fresh is None and found.rows[0] is None:
-            raise HTTPException(404, "No such customer at the served cutoff.")
-        online, visible = session.visible(found.rows[0] or {}), fresh and session.visible(fresh)
-        differences = [
-            {"feature": name, "online": online.get(name), "recomputed": (visible or {}).get(name)}
-            for name in service.feature_names
-            if online.get(name) != (visible or {}).get(name)
-        ]
-        return answer(
-            {
-                "customer_id": customer_id,
-                "features": visible,
-                "differences": differences,
-                **served(found),
-                "withheld": session.withheld,
-            }
-        )
-
-    @router.get("/health")
-    async def health() -> schemas.Health:
-        """Whether the process answers."""
-        return schemas.Health()
-
-    @router.get("/ready", responses={503: {"model": schemas.Readiness, "description": "Not ready"}})
-    async def ready(request: Request, response: Response) -> schemas.Readiness:
-        """Whether it can serve, and why not. Answers from a snapshot count as ready."""
-        service: Service = request.app.state.service
-        readiness = service.readiness()
-        response.status_code = 200 if readiness.ready else 503
-        return readiness
-
-    @router.get(
+    router.post(
+        "/predict/{customer_id:path}",
+        response_model=schemas.CustomerPrediction,
+        responses=one_customer,
+    )(predict_customer)
+    router.post("/predict", response_model=schemas.Predictions, responses=PROBLEMS)(predict)
+    router.post(
+        "/refresh/{customer_id:path}", response_model=models.refreshed, responses=one_customer
+    )(refresh)
+    router.get("/health")(health)
+    router.get("/ready", responses={503: {"model": schemas.Readiness, "description": "Not ready"}})(
+        ready
+    )
+    router.get(
         "/metrics",
         response_class=Response,
         responses={
             200: {"description": "Prometheus' text format", "content": {"text/plain": {}}},
             **{status: PROBLEMS[status] for status in (401, 403)},
         },
-    )
-    def metrics(session: Annotated[Session, Depends(Allowed("metrics"))]) -> Response:
-        """Latency, hit rate, age of the served cutoff, model version, of all workers."""
-        content, media_type = telemetry.metrics()
-        return Response(content, media_type=media_type)
-
+    )(metrics)
     return router
+
+
+async def features(customer_id: CustomerId, session: FeaturesSession) -> Response:
+    """The features of a customer at the served cutoff."""
+    found = await session.read_one("features", customer_id)
+    row = feature_row(session, only_row(found))
+    return answer({**row, **served(found), "withheld": session.withheld})
+
+
+def features_batch(body: schemas.CustomerIds, session: FeaturesSession) -> Response:
+    """The features of many customers, all of one version."""
+    found = session.read("features", body.customer_ids)
+    return answer(
+        {
+            "rows": [feature_row(session, row) for row in found.rows if row],
+            "missing": missing(body.customer_ids, found),
+            **served(found),
+            "withheld": session.withheld,
+        }
+    )
+
+
+async def predict_customer(
+    customer_id: CustomerId,
+    session: PredictSession,
+    explain: Annotated[bool, Query(description="Add the reasons, in some 20 ms")] = False,
+) -> Response:
+    """The champion's prediction for a customer, from the features at the served cutoff."""
+    found = await session.read_one("predict", customer_id)
+    row = only_row(found)
+    model, prediction = await session.service.score(row)
+    told = {"reasons": await run_in_threadpool(model.reasons, row)} if explain else {}
+    return answer(
+        {
+            "customer_id": customer_id,
+            **prediction,
+            **model.description,
+            **served(found),
+            **told,
+        }
+    )
+
+
+def predict_many(body: schemas.CustomerIds | schemas.FeatureRows, session: Session) -> Response:
+    """What operation `predict` answers."""
+    model = session.service.model
+    if isinstance(body, schemas.FeatureRows):
+        session.service.rate_limit.charge(session.caller, len(body.rows))
+        rows = model.predict([row.model_dump() for row in body.rows])
+        return answer({"rows": rows, "missing": [], **model.description})
+    found = session.read("predict", body.customer_ids)
+    known = [row for row in found.rows if row]
+    rows = [
+        {"customer_id": row["customer_id"], **prediction}
+        for row, prediction in zip(known, model.predict(known), strict=True)
+    ]
+    lacking = missing(body.customer_ids, found)
+    return answer({"rows": rows, "missing": lacking, **model.description, **served(found)})
+
+
+def refresh(customer_id: CustomerId, session: RefreshSession) -> Response:
+    """The features of a customer recomputed from the offline store at the served cutoff.
+
+    It writes nothing: a difference is corrected by a new sync. Each worker does one at a time.
+    """
+    service = session.service
+    found = session.read("refresh", [customer_id])
+    if not service.refreshing.acquire(blocking=False):
+        raise HTTPException(429, "A refresh is running; try again.", {"Retry-After": "1"})
+    try:
+        fresh = recompute(
+            service.groups, service.offline, service.calendar, customer_id, found.cutoff
+        )
+    finally:
+        service.refreshing.release()
+    if fresh is None and found.rows[0] is None:
+        raise HTTPException(404, "No such customer at the served cutoff.")
+    online, visible = session.visible(found.rows[0] or {}), fresh and session.visible(fresh)
+    differences = [
+        {"feature": name, "online": online.get(name), "recomputed": (visible or {}).get(name)}
+        for name in service.feature_names
+        if online.get(name) != (visible or {}).get(name)
+    ]
+    return answer(
+        {
+            "customer_id": customer_id,
+            "features": visible,
+            "differences": differences,
+            **served(found),
+            "withheld": session.withheld,
+        }
+    )
+
+
+async def health() -> schemas.Health:
+    """Whether the process answers."""
+    return schemas.Health()
+
+
+async def ready(request: Request, response: Response) -> schemas.Readiness:
+    """Whether it can serve, and why not. Answers from a snapshot count as ready."""
+    service: Service = request.app.state.service
+    readiness = service.readiness()
+    response.status_code = 200 if readiness.ready else 503
+    return readiness
+
+
+def metrics(session: MetricsSession) -> Response:
+    """Latency, hit rate, age of the served cutoff, model version, of all workers."""
+    content, media_type = telemetry.metrics()
+    return Response(content, media_type=media_type)
+
+
+def answer(content: Mapping[str, Any]) -> Response:
+    """The content as JSON.
+
+    The content is not validated, which would cost more than making it. Tests hold every answer to
+    its schema.
+    """
+    return Response(to_json(content, inf_nan_mode="null"), media_type="application/json")
+
+
+def feature_row(session: Session, row: Row) -> dict[str, Any]:
+    """A row as it is answered: a `FeatureRow` of `schemas.feature_schemas`."""
+    return {
+        "customer_id": row["customer_id"],
+        "features": session.visible(row),
+        "published": {
+            "churn_probability": row["churn_probability"],
+            "prediction": row["prediction"],
+            "model_version": row["model_version"],
+        },
+    }
+
+
+def served(found: Found) -> dict[str, Any]:
+    """Where rows come from, as it is answered: see `schemas.Served`."""
+    return {"cutoff": found.cutoff, "source": found.source, "stale": found.stale}
+
+
+def only_row(found: Found) -> Row:
+    """The row of the one customer of a read; raises HTTPException 404 where there is none."""
+    if (row := found.rows[0]) is None:
+        raise HTTPException(404, "The served version has no such customer.")
+    return row
+
+
+def missing(customer_ids: Sequence[str], found: Found) -> list[str]:
+    """The customers that have no row."""
+    pairs = zip(customer_ids, found.rows, strict=True)
+    return [customer_id for customer_id, row in pairs if row is None]

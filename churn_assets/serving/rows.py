@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from churn_assets.online.io_manager import connect
 from churn_assets.online.rows import OnlineStoreError
 from churn_assets.online.server import ServerError
-from churn_assets.online.store import Manifest, OnlineStore, read_version
+from churn_assets.online.store import OnlineStore, read_version
+from churn_assets.online.versions import OnlineVersion
 
 if TYPE_CHECKING:
     import redis
@@ -119,7 +120,7 @@ class Rows:
         return Found(rows, self.snapshot.cutoff, "snapshot", stale=True)
 
     def _has_lost(
-        self, live: Manifest, customer_ids: Sequence[str], rows: Sequence[Row | None]
+        self, live: OnlineVersion, customer_ids: Sequence[str], rows: Sequence[Row | None]
     ) -> bool:
         """Whether the snapshot of the same version knows a customer that the online store lacks."""
         if self.snapshot is None or self.snapshot.version != live.version:

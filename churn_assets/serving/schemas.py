@@ -1,7 +1,11 @@
-"""What the service takes and gives, for its OpenAPI schema and for validating requests.
+"""What the service takes and gives: models that validate requests and describe the OpenAPI schema.
 
-Every feature appears with its description, unit, window and group as it is declared. Requests are
-strict: a number in quotes, an unknown field or NaN is refused, never guessed at.
+Models without features are classes here. Models with features depend on an installation's groups
+and are made by `feature_schemas`; each feature appears with its declared description, unit, window
+and group. Requests are strict: a number in quotes, an unknown field or NaN is refused, never
+guessed at.
+
+The operations themselves are in `routes`.
 """
 
 import datetime as dt
@@ -12,7 +16,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from churn_assets.features import Groups
 
-# Bounds of what one request may cost; a batch of so many rows of raw features is about 2 MB.
+MAX_ID_LENGTH = 256
+
+# These two bound what one request may cost. A full batch of raw features is about 2 MB.
 MAX_CUSTOMERS = 1_000
 
 MAX_BODY_BYTES = 4_000_000
@@ -23,7 +29,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-# The bounds within which that one kind of number, a double to most readers, is exact.
+# Most readers of JSON hold a number as a double, which is exact within these bounds.
 Integer = Annotated[int, Field(ge=1 - 2**53, le=2**53 - 1), BeforeValidator(_whole)]
 
 TYPES: dict[str, Any] = {
@@ -34,7 +40,7 @@ TYPES: dict[str, Any] = {
     "BOOLEAN": bool,
 }
 
-CustomerId = Annotated[str, Field(min_length=1, max_length=256)]
+CustomerId = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH)]
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -43,28 +49,14 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-def _feature_fields(groups: Groups) -> dict[str, Any]:
-    return {
-        feature.name: (
-            TYPES[feature.dtype] | None,
-            Field(
-                None,
-                description=feature.description,
-                json_schema_extra={
-                    "x-unit": feature.unit,
-                    "x-window": feature.window,
-                    "x-group": group.name,
-                    "x-sensitive": feature.sensitive,
-                },
-            ),
-        )
-        for group in groups
-        for feature in group.features
-    }
-
-
 class CustomerIds(Request):
     customer_ids: Annotated[list[CustomerId], Field(min_length=1, max_length=MAX_CUSTOMERS)]
+
+
+class FeatureRows(Request):
+    """Rows of raw features; `feature_schemas` makes the model that declares their fields."""
+
+    rows: list[Any]
 
 
 class Served(BaseModel):
@@ -147,54 +139,81 @@ class InvalidRequest(BaseModel):
 
 @dataclass(frozen=True)
 class FeatureSchemas:
-    """The requests and answers that hold features, which an installation's groups decide.
+    """The models that hold the features of an installation."""
 
-    Args:
-        rows: A request with rows of raw features, in field `rows`.
-        customer: The features of one customer.
-        batch: Those of many.
-        refreshed: Those of one customer, recomputed.
-    """
-
-    rows: type[BaseModel]
-    customer: type[BaseModel]
-    batch: type[BaseModel]
+    feature_rows: type[FeatureRows]
+    customer_features: type[BaseModel]
+    feature_batch: type[BaseModel]
     refreshed: type[BaseModel]
 
 
 def feature_schemas(groups: Groups) -> FeatureSchemas:
-    """The schemas for the features of these groups."""
-    Features: Any = create_model(
+    """The models that hold the features of these groups."""
+    features: Any = create_model(
         "Features",
         __base__=Request,
         __doc__="Features by name; null where undefined. "
         "Counts and sums are 0 where nothing happened.",
         **_feature_fields(groups),
     )
+    several: Any = Annotated[list[features], Field(min_length=1, max_length=MAX_CUSTOMERS)]
+    withheld = (list[str], Field(description="Features that the caller may not see"))
+    row: Any = create_model(
+        "FeatureRow",
+        customer_id=str,
+        features=(features, Field(description="All but the withheld ones")),
+        published=Published,
+    )
+    return FeatureSchemas(
+        feature_rows=create_model("FeatureRows", __base__=FeatureRows, rows=several),
+        customer_features=create_model(
+            "CustomerFeatures", __base__=(row, Served), withheld=withheld
+        ),
+        feature_batch=create_model(
+            "FeatureBatch",
+            __base__=Served,
+            rows=(list[row], Field(description="In the order asked for")),
+            missing=(
+                list[str],
+                Field(description="Customers that the served version does not have"),
+            ),
+            withheld=withheld,
+        ),
+        refreshed=create_model(
+            "Refreshed",
+            __base__=Served,
+            customer_id=str,
+            features=(
+                features | None,
+                Field(
+                    description="Recomputed at the cutoff; null where the customer has no event in "
+                    "the lookback"
+                ),
+            ),
+            differences=(
+                list[Difference],
+                Field(description="Where the online row has another value"),
+            ),
+            withheld=list[str],
+        ),
+    )
 
-    class FeatureRows(Request):
-        rows: Annotated[list[Features], Field(min_length=1, max_length=MAX_CUSTOMERS)]
 
-    class FeatureRow(BaseModel):
-        customer_id: str
-        features: Features = Field(description="All but the withheld ones")
-        published: Published
-
-    class CustomerFeatures(FeatureRow, Served):
-        withheld: list[str] = Field(description="Features that the caller may not see")
-
-    class FeatureBatch(Served):
-        rows: list[FeatureRow] = Field(description="In the order asked for")
-        missing: list[str] = Field(description="Customers that the served version does not have")
-        withheld: list[str] = Field(description="Features that the caller may not see")
-
-    class Refreshed(Served):
-        customer_id: str
-        features: Features | None = Field(
-            description="Recomputed at the cutoff; null where the customer has no event in the "
-            "lookback"
+def _feature_fields(groups: Groups) -> dict[str, Any]:
+    return {
+        feature.name: (
+            TYPES[feature.dtype] | None,
+            Field(
+                None,
+                description=feature.description,
+                json_schema_extra={
+                    "x-unit": feature.unit,
+                    "x-window": feature.window,
+                    "x-group": group.name,
+                    "x-sensitive": feature.sensitive,
+                },
+            ),
         )
-        differences: list[Difference] = Field(description="Where the online row has another value")
-        withheld: list[str]
-
-    return FeatureSchemas(FeatureRows, CustomerFeatures, FeatureBatch, Refreshed)
+        for group in groups
+        for feature in group.features
+    }

@@ -1,6 +1,9 @@
-"""The service: what all requests of a worker share, and what one request may do.
+"""What requests share: the state of a worker process, and the session of one request.
 
-A session charges, reads and records for its caller. No HTTP operation is declared here.
+Every read of a customer goes through `Session.read` or `Session.read_one`. These charge the
+caller's rate, look the rows up and record the read in the audit log before anything is answered.
+
+What is read and answered for a path is in `routes`.
 """
 
 import logging
@@ -13,11 +16,7 @@ from fastapi import HTTPException, Request
 from fastapi.security import HTTPBearer
 
 from churn_assets.cutoffs import midnight, utc_now
-from churn_assets.features import (
-    feature_columns,
-    feature_groups,
-    sensitive_features,
-)
+from churn_assets.features import feature_columns, feature_groups, sensitive_features
 from churn_assets.models.artefacts import ModelStore
 from churn_assets.operations.installation import offline_store
 from churn_assets.serving import schemas, telemetry
@@ -32,7 +31,11 @@ log = logging.getLogger(__name__)
 
 
 class Service:
-    """What all requests of a worker share."""
+    """What all requests of a worker process share.
+
+    Raises:
+        SettingsError: A key is malformed; the message does not show it.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.access = Access.from_settings(settings)
@@ -67,7 +70,7 @@ class Service:
         return self.champion.model
 
     def watch(self) -> None:
-        """Follow what is published and chosen, and say so in the metrics."""
+        """Follow the online store and the choice of champion, and set the metrics about them."""
         before = self.champion.model
         self.rows.watch()
         self.champion.watch()
@@ -80,7 +83,7 @@ class Service:
             telemetry.MODEL_INFO.labels(model.manifest.model, model.manifest.version).set(1)
 
     def readiness(self) -> schemas.Readiness:
-        """Whether rows can be served and scored; degraded is ready."""
+        """Whether rows can be served and scored. A service that answers from a snapshot can."""
         model, snapshot = self.champion.model, self.rows.snapshot
         champion = f"{model.decision.model} of {model.decision.model_cutoff}" if model else "none"
         checks = {
@@ -104,7 +107,7 @@ class Session:
     request_id: str
 
     async def read_one(self, action: str, customer_id: str) -> Found:
-        """The row of a customer, charged and recorded; raises HTTPException as `read` does."""
+        """The row of one customer, charged and recorded; it raises what `read` raises."""
         self.service.rate_limit.charge(self.caller, 1)
         found = await self.service.find(customer_id)
         self._record(action, [customer_id], found)
@@ -151,21 +154,9 @@ class Session:
         names = service.plain_names if self.withheld else service.feature_names
         return {name: row[name] for name in names if name in row}
 
-    def feature_row(self, row: Row) -> dict[str, Any]:
-        """A row as it is answered: see `schemas.FeatureRow`."""
-        return {
-            "customer_id": row["customer_id"],
-            "features": self.visible(row),
-            "published": {
-                "churn_probability": row["churn_probability"],
-                "prediction": row["prediction"],
-                "model_version": row["model_version"],
-            },
-        }
-
 
 class Allowed(HTTPBearer):
-    """A session of a caller that has a scope."""
+    """A dependency of an operation: the session of a caller who has a scope."""
 
     def __init__(self, scope: str) -> None:
         super().__init__(

@@ -11,13 +11,16 @@ arrival is a browsing visit; customers of before `start` are alive at `start`.
 
 Everything a customer does happens inside a visit, minutes after it begins: orders, reviews, survey
 answers, and the refund of a purchase, which comes with the next visit if that is within 30 days.
-So the visits say all there is to know about being alive, and `churn_probability` of the true rates
+So the visits say all there is to know about being alive, and `true_churn` of the true rates
 and the time since the last visit is the best possible prediction. Profile versions are no
 activity: the shop keeps them, also for customers who have left.
 
 Known limits: no season, no weekday pattern, no price change. Loyal customers accumulate, so events
 per month keep growing (from the 18th month to the 54th by 60 to 75 %). Equal rows need an equal
 numpy, whose random streams may change between versions.
+
+This module has over 400 lines, because the draws of a customer stay in one order: another order is
+another shop.
 """
 
 import random
@@ -25,19 +28,24 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import date, timedelta
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from churn_assets.sources.arrays import (
+    DAY_US,
+    Array,
+    expand,
+    geometric,
+    ids_of,
+    instants,
+    microseconds,
+    money,
+    names_of,
+    within,
+    yyyymmdd,
+)
 from churn_assets.sources.review_texts import review_text
-
-Array = npt.NDArray[Any]
-
-DAY_US = 86_400_000_000
-EPOCH = date(1970, 1, 1)
 
 RAMP_DAYS = 540  # `Shop.customers` have arrived by then
 BASE_SHARE = 0.20  # of them are customers at `start`: the first cutoff already has a population
@@ -77,9 +85,6 @@ EVENT_TYPES = (  # in the order within a visit
 )
 ADD_TO_CART, REMOVE_FROM_CART, PURCHASE, REFUND = 3, 4, 5, 6  # positions in EVENT_TYPES
 
-INSTANT = pa.timestamp("us", tz="UTC")
-MONEY = pa.decimal128(18, 4)
-
 GENDERS = ("female", "male", "other")
 LOCATIONS = ("north", "east", "south", "west", "centre", "islands", "coast", "abroad")
 INCOMES = ("low", "medium", "high")
@@ -89,30 +94,6 @@ LOYALTY_FROM = (0.7, 1.6, 3.5)  # purchase rate over its mean, blurred
 DEVICES = ("android", "iphone", "desktop", "tablet")
 PROFILE_CHANGES = 3  # at most, one per 300 days on average: a move, a new device or a loyalty tier
 PROFILE_CHANGE_DAYS = 300.0
-
-
-def churn_probability(
-    purchase_rate: npt.ArrayLike,
-    dropout_rate: npt.ArrayLike,
-    activity_rate: npt.ArrayLike,
-    days_since_last_activity: npt.ArrayLike,
-    horizon_days: float,
-) -> Array:
-    """P(no purchase in the next `horizon_days`), given the true rates per day.
-
-    Activity is any visit, purchases included, counted from the instant it begins; the last event
-    comes minutes later and serves as well. Without a visit, count from max(born_at, start).
-    """
-    buying, leaving, active, quiet = (
-        np.asarray(value, dtype=np.float64)
-        for value in (purchase_rate, dropout_rate, activity_rate, days_since_last_activity)
-    )
-    # exp overflows beyond 709; at 600 nobody is alive to 15 digits
-    silence = np.expm1(np.minimum((active + leaving) * quiet, 600.0))
-    alive = 1 / (1 + leaving / (active + leaving) * silence)
-    either = buying + leaving
-    buys_before_leaving = buying / either * -np.expm1(-either * horizon_days)
-    return np.asarray(1 - alive * buys_before_leaving)
 
 
 @dataclass(frozen=True)
@@ -169,16 +150,16 @@ class Shop:
         are NULL elsewhere. A refund carries the order_id of its purchase.
         """
         visits = self._visits(begin - timedelta(days=RETURN_DAYS + 1), end)
-        current = np.flatnonzero(visits.day >= _yyyymmdd(begin - timedelta(days=1)))
+        current = np.flatnonzero(visits.day >= yyyymmdd(begin - timedelta(days=1)))
         purchase = _preceding_purchase(visits)[current]
         counts = visits.counts[current]
         counts[:, REFUND] = np.where(purchase >= 0, visits.refunded[purchase], 0)
 
-        visit, position = _expand(counts.sum(axis=1))
-        group, line = _expand(counts.ravel())
+        visit, position = expand(counts.sum(axis=1))
+        group, line = expand(counts.ravel())
         kind = group % len(EVENT_TYPES)
         at = visits.at[current[visit]] + position * visits.step[current[visit]]
-        rows = _within(at, begin, end)
+        rows = within(at, begin, end)
         at, visit, position, line, kind = (a[rows] for a in (at, visit, position, line, kind))
 
         source = np.where(kind == REFUND, purchase[visit], current[visit])
@@ -190,16 +171,16 @@ class Shop:
         )
         order_line = (kind == PURCHASE) | (kind == REFUND)
         columns = {
-            "event_id": _ids("e", visits.day[visit], visits.number[visit], position),
-            "customer_id": _ids("c", visits.customer[visit]),
-            "event_timestamp": _instants(at),
-            "event_type": _names(EVENT_TYPES, kind),
-            "channel": _names(("web", "mobile"), visits.mobile[visit].astype(np.int64)),
-            "session_id": _ids("s", visits.day[visit], visits.number[visit]),
-            "order_id": _ids("o", visits.day[source], visits.number[source], known=order_line),
-            "product_id": _ids("p", product, known=kind >= EVENT_TYPES.index("product_view")),
+            "event_id": ids_of("e", visits.day[visit], visits.number[visit], position),
+            "customer_id": ids_of("c", visits.customer[visit]),
+            "event_timestamp": instants(at),
+            "event_type": names_of(EVENT_TYPES, kind),
+            "channel": names_of(("web", "mobile"), visits.mobile[visit].astype(np.int64)),
+            "session_id": ids_of("s", visits.day[visit], visits.number[visit]),
+            "order_id": ids_of("o", visits.day[source], visits.number[source], known=order_line),
+            "product_id": ids_of("p", product, known=kind >= EVENT_TYPES.index("product_view")),
             "quantity": pa.array(quantity, mask=~order_line),
-            "amount": _money(self._prices()[product] * quantity, known=order_line),
+            "amount": money(self._prices()[product] * quantity, known=order_line),
         }
         return pa.table(columns)
 
@@ -211,7 +192,7 @@ class Shop:
         customers = self._customers(end)
         n = len(customers.born)
         relative_rate = customers.purchase_rate / PURCHASE_RATE[1]
-        first = np.maximum(customers.born, _microseconds(self.start))
+        first = np.maximum(customers.born, microseconds(self.start))
         gaps = self._random("profile gaps").exponential(
             PROFILE_CHANGE_DAYS * DAY_US, (n, PROFILE_CHANGES)
         )
@@ -235,27 +216,27 @@ class Shop:
         age_days = 365.25 * (18 + 60 * self._random("age").beta(1.6, 2.2, n))
         birth = (customers.born / DAY_US - age_days).astype(np.int32)
 
-        rows = _within(updated.ravel(), begin, end)
+        rows = within(updated.ravel(), begin, end)
         who, version = np.divmod(rows, PROFILE_CHANGES + 1)
 
         def told(what: str, share: float) -> Array:
             return (self._random(f"{what} told").random(n) < share)[who]
 
         def attribute(what: str, names: Sequence[str], share: float) -> pa.Array:
-            return _names(names, self._choice(what, names, n)[who], told(what, share))
+            return names_of(names, self._choice(what, names, n)[who], told(what, share))
 
         columns = {
-            "customer_id": _ids("c", who),
-            "updated_at": _instants(updated[who, version]),
-            "signup_at": _instants(customers.born[who]),
+            "customer_id": ids_of("c", who),
+            "updated_at": instants(updated[who, version]),
+            "signup_at": instants(customers.born[who]),
             "birth_date": pa.array(birth[who], mask=~told("birth", 0.9)).cast(pa.date32()),
             "gender": attribute("gender", GENDERS, 0.92),
-            "location": _names(LOCATIONS, homes[who, version]),
+            "location": names_of(LOCATIONS, homes[who, version]),
             "income": attribute("income", INCOMES, 0.8),
             "education": attribute("education", EDUCATIONS, 0.85),
-            "loyalty_status": _names(LOYALTY, tiers[who, version]),
+            "loyalty_status": names_of(LOYALTY, tiers[who, version]),
             "premium": pa.array(premium[who]),
-            "device": _names(DEVICES, devices[who, version]),
+            "device": names_of(DEVICES, devices[who, version]),
         }
         return pa.table(columns)
 
@@ -263,8 +244,8 @@ class Shop:
         """One row per review with begin <= review_timestamp < end, by time."""
         visits = self._visits(begin - timedelta(days=1), end)
         at = visits.at + visits.step
-        visit = _within(at, begin, end, visits.reviewed)
-        review_id = _ids("r", visits.day[visit], visits.number[visit])
+        visit = within(at, begin, end, visits.reviewed)
+        review_id = ids_of("r", visits.day[visit], visits.number[visit])
         product = visits.product[visit, 0]
         rating, text, helpful, total = [], [], [], []
         for key, item, mood in zip(review_id.to_pylist(), product, visits.mood[visit], strict=True):
@@ -276,9 +257,9 @@ class Shop:
             helpful.append(sum(rng.random() < 0.65 for _ in range(votes)))
         columns = {
             "review_id": review_id,
-            "customer_id": _ids("c", visits.customer[visit]),
-            "product_id": _ids("p", product),
-            "review_timestamp": _instants(at[visit]),
+            "customer_id": ids_of("c", visits.customer[visit]),
+            "product_id": ids_of("p", product),
+            "review_timestamp": instants(at[visit]),
             "rating": pa.array(rating, pa.int64()),
             "text": pa.array(text, pa.string()),
             "helpful_votes": pa.array(helpful, pa.int64()),
@@ -290,11 +271,11 @@ class Shop:
         """One row per answered survey with begin <= surveyed_at < end, by time. Scores 1 to 5."""
         visits = self._visits(begin - timedelta(days=1), end)
         at = visits.at + visits.step
-        visit = _within(at, begin, end, visits.surveyed)
+        visit = within(at, begin, end, visits.surveyed)
         score = np.clip(np.rint(3.0 + 1.1 * visits.mood[visit]), 1, 5)
         columns = {
-            "customer_id": _ids("c", visits.customer[visit]),
-            "surveyed_at": _instants(at[visit]),
+            "customer_id": ids_of("c", visits.customer[visit]),
+            "surveyed_at": instants(at[visit]),
             "satisfaction_score": pa.array(score.astype(np.int64)),
         }
         return pa.table(columns)
@@ -306,9 +287,9 @@ class Shop:
         """
         customers = self._customers(end)
         columns = {
-            "customer_id": _ids("c", np.arange(len(customers.born))),
-            "born_at": _instants(customers.born),
-            "died_at": _instants(customers.died),
+            "customer_id": ids_of("c", np.arange(len(customers.born))),
+            "born_at": instants(customers.born),
+            "died_at": instants(customers.died),
             "purchase_rate": pa.array(customers.purchase_rate),
             "dropout_rate": pa.array(customers.dropout_rate),
             "activity_rate": pa.array(customers.activity_rate),
@@ -334,7 +315,7 @@ class Shop:
         """
         base = round(BASE_SHARE * self.customers)
         interval = RAMP_DAYS * DAY_US / (self.customers - base)
-        start, stop = _microseconds(self.start), _microseconds(max(end, self.start))
+        start, stop = microseconds(self.start), microseconds(max(end, self.start))
         n = base + int(np.ceil((stop - start) / interval))
         position = np.arange(n) - base + self._random("arrival").random(n)
         tenure = BASE_TENURE_DAYS * DAY_US * (1 - self._random("tenure").random(n))
@@ -389,7 +370,7 @@ class Shop:
         customer in proportion to activity rate * time alive that day.
         """
         rng = self._random("visits", day.toordinal())
-        opens = _microseconds(day)
+        opens = microseconds(day)
         closes = opens + DAY_US
         alive = np.flatnonzero((customers.born < closes) & (customers.died > opens))
         since = np.maximum(customers.born[alive], opens)
@@ -406,7 +387,9 @@ class Shop:
         buying = customers.purchase_rate[who] / customers.activity_rate[who]
         buys = rng.random(n) < buying
         buys[count:] = False  # arriving is browsing, or purchases would not be Poisson
-        bought = np.where(buys, _geometric(rng, np.ones(n), customers.more_lines[who]), 0)
+        bought = np.where(
+            buys, geometric(rng, np.ones(n), customers.more_lines[who], MOST_LINES), 0
+        )
         viewed = np.minimum(bought + (rng.random(n) < 0.3), MOST_LINES)
         carted = np.minimum(bought + (rng.random(n) < 0.15), viewed)
         removed = np.where(buys | (rng.random(n) < 0.4), carted - bought, 0)
@@ -418,7 +401,7 @@ class Shop:
         product = PRODUCTS * rng.random((n, MOST_LINES)) ** customers.taste[who][:, None]
         sent_back = rng.random(n) < 0.4 / (1 + np.exp(0.3 + customers.satisfaction[who]))
         return Visits(
-            day=np.full(n, _yyyymmdd(day)),
+            day=np.full(n, yyyymmdd(day)),
             number=np.arange(n),
             customer=who,
             at=np.concatenate([at, customers.born[new]]),
@@ -447,54 +430,3 @@ def _preceding_purchase(visits: Visits) -> Array:
     preceding = np.full(len(order), -1)
     preceding[later[follows]] = earlier[follows]
     return preceding
-
-
-def _geometric(rng: np.random.Generator, first: Array, more: Array | float) -> Array:
-    """`first`, and one more with probability `more` again and again, up to MOST_LINES."""
-    extra = np.log1p(-rng.random(len(first))) / np.log(np.clip(more, 1e-6, 0.95))
-    lines: Array = np.minimum(first + np.floor(extra), MOST_LINES).astype(np.int64)
-    return lines
-
-
-def _expand(counts: Array) -> tuple[Array, Array]:
-    """Per row of groups of these sizes: the group, and the position in it."""
-    group = np.repeat(np.arange(len(counts)), counts)
-    return group, np.arange(len(group)) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
-def _within(at: Array, begin: date, end: date, also: Array | bool = True) -> Array:
-    """The rows of the window, by time."""
-    rows = np.flatnonzero((at >= _microseconds(begin)) & (at < _microseconds(end)) & also)
-    return rows[np.argsort(at[rows], kind="stable")]
-
-
-def _microseconds(day: date) -> int:
-    return (day - EPOCH).days * DAY_US
-
-
-def _yyyymmdd(day: date) -> int:
-    return int(f"{day:%Y%m%d}")
-
-
-def _instants(microseconds: Array) -> pa.Array:
-    return pa.array(microseconds).cast(INSTANT)
-
-
-def _names(names: Sequence[str], index: Array, known: Array | None = None) -> pa.Array:
-    return pa.array(names).take(pa.array(index, mask=None if known is None else ~known))
-
-
-def _ids(prefix: str, *numbers: Array, known: Array | None = None) -> pa.Array:
-    """`<prefix><number>-<number>…`, NULL where not known."""
-    mask = None if known is None else ~known
-    first, *rest = (pa.array(number, mask=mask).cast(pa.string()) for number in numbers)
-    first = pc.binary_join_element_wise(prefix, first, "")
-    return pc.binary_join_element_wise(first, *rest, "-") if rest else first
-
-
-def _money(cents: Array, known: Array) -> pa.Array:
-    """Exact decimals from cents: Arrow keeps them as 128-bit integers of 1/10,000."""
-    words = np.zeros((len(cents), 2), dtype="<i8")
-    words[:, 0] = cents * 100
-    validity = np.packbits(known, bitorder="little")
-    return pa.Array.from_buffers(MONEY, len(cents), [pa.py_buffer(validity), pa.py_buffer(words)])

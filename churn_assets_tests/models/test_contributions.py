@@ -18,7 +18,8 @@ from churn_assets.features import feature_versions
 from churn_assets.models.artefacts import ModelStore
 from churn_assets.models.candidates import train
 from churn_assets.models.contributions import Contributions, Tree, _boosted_trees
-from churn_assets.models.estimators import ESTIMATORS, FittedModel, Rows, fit, inputs
+from churn_assets.models.estimators import FittedModel, Rows, fit, inputs
+from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.models.metrics import Economics
 from churn_assets.models.training_plan import training_plan
 from churn_assets.stores.tables import Column

@@ -3,8 +3,9 @@
 import numpy as np
 
 from churn_assets.models import evaluation as module
-from churn_assets.models.estimators import ESTIMATORS, Rows, Trial, fit
+from churn_assets.models.estimators import Rows, Trial, fit
 from churn_assets.models.evaluation import evaluate, random_split
+from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.models.metrics import Economics, grade
 from churn_assets.models.model_page import grades_table
 from churn_assets_tests.models.test_models import COLUMNS, rows

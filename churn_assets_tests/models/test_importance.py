@@ -5,8 +5,9 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from churn_assets.models import importance as module
-from churn_assets.models.estimators import ESTIMATORS, Estimator, FittedModel, Rows, fit
+from churn_assets.models.estimators import Estimator, FittedModel, Rows, fit
 from churn_assets.models.importance import importance
+from churn_assets.models.kinds import ESTIMATORS
 from churn_assets_tests.models.test_models import COLUMNS, EVERY_ESTIMATOR, INSTALLED, rows
 
 

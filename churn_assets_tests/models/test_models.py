@@ -28,7 +28,8 @@ from churn_assets.models import candidates as models
 from churn_assets.models import estimators
 from churn_assets.models.artefacts import FeatureMismatch, Manifest, ModelStore
 from churn_assets.models.candidates import MODELS, Trained, train
-from churn_assets.models.estimators import ESTIMATORS, EXTRA_ESTIMATORS, Estimator, Rows, fit, trial
+from churn_assets.models.estimators import Estimator, Rows, fit, trial
+from churn_assets.models.kinds import ESTIMATORS, EXTRA_ESTIMATORS
 from churn_assets.models.metrics import Economics, grade
 from churn_assets.models.training_plan import training_plan
 from churn_assets.models.training_rows import training_rows
@@ -362,9 +363,9 @@ def test_a_killed_write_leaves_the_previous_model(tmp_path: Path, monkeypatch: p
         store, train(ESTIMATORS[0], COLUMNS, VERSIONS, plan, lambda _: rows(), Economics(), 7)
     )
     other = train(ESTIMATORS[0], COLUMNS, VERSIONS, plan, lambda _: rows(seed=5), Economics(), 7)
-    for step in ("_write_pipeline", "_move"):
+    for step in ("models.artefacts.write_pipeline", "stores.artefacts._move"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"churn_assets.stores.artefacts.{step}", lambda *_: 1 / 0)
+            patch.setattr(f"churn_assets.{step}", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 write(store, other)
         assert store.manifest(first.model, first.cutoff) == first

@@ -14,7 +14,8 @@ import pytest
 
 from churn_assets.models.artefacts import Manifest, ModelStore
 from churn_assets.models.candidates import train
-from churn_assets.models.estimators import ESTIMATORS, Estimator
+from churn_assets.models.estimators import Estimator
+from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.models.metrics import Economics
 from churn_assets.models.runs import CHALLENGER, CHAMPION, REGISTERED_MODEL, ModelRuns
 from churn_assets.models.training_plan import training_plan
@@ -145,7 +146,7 @@ def test_the_same_model_is_registered_once(tracking: ModelRuns):
 
 MOVE_ALIAS = """
 import sys; from pathlib import Path
-from churn_assets.stores.models import ModelStore
+from churn_assets.models.artefacts import ModelStore
 from churn_assets.models.runs import CHAMPION, ModelRuns
 home = Path(sys.argv[1])
 manifest = ModelStore(home).manifest("logistic_regression_model", "2025-06-01")
@@ -186,7 +187,7 @@ def test_a_schema_that_is_half_made_is_never_used(tmp_path: Path):
 
 RECORD = """
 import sys; from pathlib import Path
-from churn_assets.stores.models import ModelStore
+from churn_assets.models.artefacts import ModelStore
 from churn_assets.models.runs import ModelRuns
 tracking = ModelRuns(Path(sys.argv[1]))
 manifest = ModelStore(tracking.home).manifest("logistic_regression_model", "2025-06-01")

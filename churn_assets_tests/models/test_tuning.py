@@ -17,7 +17,8 @@ from churn_assets.cutoffs import Cadence, Calendar
 from churn_assets.models import candidates as models
 from churn_assets.models import champion, tuning
 from churn_assets.models.artefacts import ModelStore
-from churn_assets.models.estimators import ESTIMATORS, Estimator, Rows, fit
+from churn_assets.models.estimators import Estimator, Rows, fit
+from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.models.metrics import Economics
 from churn_assets.models.runs import ModelRuns
 from churn_assets.models.training_plan import training_plan

@@ -28,7 +28,7 @@ import redis
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from churn_assets.online import rows, server
+from churn_assets.online import publishing, rows, server, versions
 from churn_assets.online import store as online
 
 FORK = multiprocessing.get_context("fork")  # children cost milliseconds, so many can be killed
@@ -68,8 +68,8 @@ def edition_cutoff(edition: int) -> date:
     return CUTOFF + timedelta(days=edition // 2)
 
 
-def publish_edition(client: redis.Redis, edition: int, **options: int) -> online.Published:
-    return online.publish(client, edition_table(edition), edition_cutoff(edition), **options)
+def publish_edition(client: redis.Redis, edition: int, **options: int) -> publishing.Published:
+    return publishing.publish(client, edition_table(edition), edition_cutoff(edition), **options)
 
 
 def live_edition(found: list[dict[str, Any] | None]) -> int:
@@ -187,7 +187,7 @@ def test_what_is_published_is_read(client: redis.Redis) -> None:
             "name": [None, "", "é"],
         }
     )
-    published = online.publish(client, table, CUTOFF)
+    published = publishing.publish(client, table, CUTOFF)
     store = online.OnlineStore(client)
     assert (published.published, published.rows) == (True, 3)
     assert store.get("ä") == {"customer_id": "ä", "cutoff": CUTOFF, "score": None, "name": ""}
@@ -205,18 +205,18 @@ def test_before_the_first_version_there_is_nobody(client: redis.Redis) -> None:
     with pytest.raises(rows.OnlineStoreError, match="none is live"):
         online.read_version(client)
     with pytest.raises(rows.OnlineStoreError, match="no version to roll back to"):
-        online.roll_back(client)
+        publishing.roll_back(client)
 
 
 def test_who_left_is_gone_and_what_became_null_is_none(client: redis.Redis) -> None:
     store = online.OnlineStore(client)
-    online.publish(client, pa.table({"customer_id": ["a", "b"], "x": [1, 2]}), CUTOFF)
+    publishing.publish(client, pa.table({"customer_id": ["a", "b"], "x": [1, 2]}), CUTOFF)
     assert store.get_many(["a", "b"])[1] == {"customer_id": "b", "cutoff": CUTOFF, "x": 2}
     later = pa.table({"customer_id": ["a"], "x": pa.array([None], pa.int64())})
-    online.publish(client, later, date(2026, 1, 2))
+    publishing.publish(client, later, date(2026, 1, 2))
     row = {"customer_id": "a", "cutoff": date(2026, 1, 2), "x": None}
     assert store.get_many(["a", "b"]) == [row, None]
-    online.publish(client, later.slice(0, 0), date(2026, 1, 3))
+    publishing.publish(client, later.slice(0, 0), date(2026, 1, 3))
     assert store.get("a") is None
     assert online.read_version(client).num_rows == 0
 
@@ -225,9 +225,9 @@ def test_older_cutoffs_are_refused_corrections_accepted_repeats_do_nothing(
     client: redis.Redis,
 ) -> None:
     first = publish_edition(client, 2)
-    uploads = client.hget(online.POINTER, "uploads")
+    uploads = client.hget(versions.POINTER, "uploads")
     older = publish_edition(client, 1)
-    assert client.hget(online.POINTER, "uploads") == uploads
+    assert client.hget(versions.POINTER, "uploads") == uploads
     assert (older.published, older.version) == (False, first.version)
     assert "newer cutoff is live" in older.reason
     before = client.dbsize()
@@ -249,10 +249,10 @@ def test_two_versions_are_retained_without_expiry(client: redis.Redis) -> None:
 
 
 def assert_only_retained_keys(client: redis.Redis) -> None:
-    fields: Any = client.hgetall(online.POINTER).items()
+    fields: Any = client.hgetall(versions.POINTER).items()
     pointer = {name.decode(): value.decode() for name, value in fields}
     retained = {pointer["current"], pointer["previous"]}
-    keys = {key.decode() for key in client.scan_iter(count=1000)} - {online.POINTER}
+    keys = {key.decode() for key in client.scan_iter(count=1000)} - {versions.POINTER}
     assert {key.split(":")[1] for key in keys} == retained
     assert {client.ttl(key) for key in keys} == {-1}
     uploads = {name.removeprefix("upload:") for name in pointer if name.startswith("upload:")}
@@ -262,14 +262,14 @@ def assert_only_retained_keys(client: redis.Redis) -> None:
 def test_rollback_swaps_and_the_newer_cutoff_may_be_published_again(client: redis.Redis) -> None:
     store = online.OnlineStore(client)
     good, bad = publish_edition(client, 2), publish_edition(client, 4)
-    assert online.roll_back(client) == good.version
+    assert publishing.roll_back(client) == good.version
     assert live_edition(store.get_many(CUSTOMERS)) == 2
-    assert online.roll_back(client) == bad.version
-    online.roll_back(client)
+    assert publishing.roll_back(client) == bad.version
+    publishing.roll_back(client)
     again = publish_edition(client, 4)
     assert (again.published, again.version) == (True, bad.version)
     assert live_edition(store.get_many(CUSTOMERS)) == 4
-    online.roll_back(client)
+    publishing.roll_back(client)
     publish_edition(client, 5)  # a correction instead
     assert live_edition(store.get_many(CUSTOMERS)) == 5
     assert_only_retained_keys(client)
@@ -296,13 +296,13 @@ def test_a_format_of_another_release_is_refused(
 @pytest.mark.parametrize("ids", [["a", "a"], ["a", None]])
 def test_one_row_per_customer(client: redis.Redis, ids: list[str | None]) -> None:
     with pytest.raises(rows.OnlineStoreError, match="1 rows have no customer_id"):
-        online.publish(client, pa.table({"customer_id": ids, "x": [1, 2]}), CUTOFF)
+        publishing.publish(client, pa.table({"customer_id": ids, "x": [1, 2]}), CUTOFF)
 
 
 def test_one_cutoff_per_version(client: redis.Redis) -> None:
     table = pa.table({"customer_id": ["a"], "cutoff": [CUTOFF], "x": [1]})
     with pytest.raises(rows.OnlineStoreError, match="2026-01-01"):
-        online.publish(client, table, date(2026, 1, 2))
+        publishing.publish(client, table, date(2026, 1, 2))
 
 
 @pytest.mark.parametrize(
@@ -318,20 +318,20 @@ def test_a_publisher_that_is_overtaken_while_it_uploads(
     retained: int,
 ) -> None:
     publish_edition(client, 0)
-    upload = online._upload
+    upload = publishing._upload
 
     def overtaken(*arguments: Any) -> None:
-        monkeypatch.setattr(online, "_upload", upload)
+        monkeypatch.setattr(publishing, "_upload", upload)
         publish_edition(client, overtaken_by)
         upload(*arguments)
 
-    monkeypatch.setattr(online, "_upload", overtaken)
+    monkeypatch.setattr(publishing, "_upload", overtaken)
     outcome = publish_edition(client, edition)
     assert outcome.published is published
     assert_only_retained_keys(client)
     store = online.OnlineStore(client)
     assert live_edition(store.get_many(CUSTOMERS)) == max(edition, overtaken_by)
-    online.roll_back(client)
+    publishing.roll_back(client)
     assert live_edition(store.get_many(CUSTOMERS)) == retained
 
 
@@ -339,13 +339,13 @@ def test_an_upload_past_its_deadline_never_goes_live(
     client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_edition(client, 2)
-    upload = online._upload
+    upload = publishing._upload
 
     def slow(*arguments: Any) -> None:
         upload(*arguments)
         time.sleep(1.1)
 
-    monkeypatch.setattr(online, "_upload", slow)
+    monkeypatch.setattr(publishing, "_upload", slow)
     with pytest.raises(rows.OnlineStoreError, match="took longer than 1 s"):
         publish_edition(client, 4, upload_seconds=1)
     assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 2
@@ -355,20 +355,20 @@ def test_an_upload_past_its_deadline_never_goes_live(
 def test_a_killed_sync_is_taken_over_and_only_what_is_missing_is_sent(
     client: redis.Redis, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(online, "ROWS_PER_BUCKET", 20)
-    monkeypatch.setattr(online, "ROWS_PER_ROUND_TRIP", 40)
+    monkeypatch.setattr(versions, "ROWS_PER_BUCKET", 20)
+    monkeypatch.setattr(publishing, "ROWS_PER_ROUND_TRIP", 40)
     sent = set()
     for last in range(100):
         client.flushall()
         publish_edition(client, 2)
-        child = fork(publish_until_command, url, 4, last, online.UPLOAD_SECONDS)
+        child = fork(publish_until_command, url, 4, last, publishing.UPLOAD_SECONDS)
         child.join()
-        uploads: Any = client.hget(online.POINTER, "uploads")
+        uploads: Any = client.hget(versions.POINTER, "uploads")
         published = publish_edition(client, 4)
         assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 4
         assert_only_retained_keys(client)
         if last:
-            assert client.hget(online.POINTER, "uploads") == uploads
+            assert client.hget(versions.POINTER, "uploads") == uploads
         sent.add(published.uploaded)
         if child.exitcode == 0:
             break
@@ -381,7 +381,7 @@ def test_a_killed_sync_is_taken_over_and_only_what_is_missing_is_sent(
 def test_an_upload_with_too_little_time_left_is_left_to_expire(
     client: redis.Redis, monkeypatch: pytest.MonkeyPatch, seconds: int, uploaded: int
 ) -> None:
-    monkeypatch.setattr(online, "_keep", stopped)
+    monkeypatch.setattr(publishing, "_keep", stopped)
     with pytest.raises(KeyboardInterrupt):
         publish_edition(client, 2, upload_seconds=3600)
     monkeypatch.undo()
@@ -396,18 +396,18 @@ def test_two_publishers_of_equal_content_do_not_harm_each_other(
     client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The slower one writes again what the faster one has made permanent, and dies."""
-    sizes = online._sizes
+    sizes = publishing._sizes
 
     def overtaken(*arguments: Any) -> list[int]:
         missing = sizes(*arguments)
-        monkeypatch.setattr(online, "_sizes", sizes)
-        monkeypatch.setattr(online, "_upload", upload)
+        monkeypatch.setattr(publishing, "_sizes", sizes)
+        monkeypatch.setattr(publishing, "_upload", upload)
         publish_edition(client, 2)
-        monkeypatch.setattr(online, "_keep", stopped)
+        monkeypatch.setattr(publishing, "_keep", stopped)
         return missing
 
-    upload = online._upload
-    monkeypatch.setattr(online, "_sizes", overtaken)
+    upload = publishing._upload
+    monkeypatch.setattr(publishing, "_sizes", overtaken)
     with pytest.raises(KeyboardInterrupt):
         publish_edition(client, 2)
     assert {client.ttl(key) for key in client.scan_iter(count=1000)} == {-1}
@@ -417,7 +417,7 @@ def test_two_publishers_of_equal_content_do_not_harm_each_other(
 def test_keys_written_for_a_version_that_is_deleted_already_do_not_stay(
     client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload = online._upload
+    upload = publishing._upload
 
     def overtaken(*arguments: Any) -> None:
         monkeypatch.undo()
@@ -425,33 +425,33 @@ def test_keys_written_for_a_version_that_is_deleted_already_do_not_stay(
             publish_edition(client, edition)
         upload(*arguments)
 
-    monkeypatch.setattr(online, "_upload", overtaken)
+    monkeypatch.setattr(publishing, "_upload", overtaken)
     assert not publish_edition(client, 2).published
-    names: Any = client.hkeys(online.POINTER)
+    names: Any = client.hkeys(versions.POINTER)
     (field,) = (name for name in names if name.startswith(b"deleted:"))
     assert any(key.startswith(b"churn:" + field[8:]) for key in client.scan_iter(count=1000))
     publish_edition(client, 8)
-    assert client.hexists(online.POINTER, field)
-    client.hset(online.POINTER, field, "2:1")  # its deadline passes
+    assert client.hexists(versions.POINTER, field)
+    client.hset(versions.POINTER, field, "2:1")  # its deadline passes
     publish_edition(client, 10)
     assert_only_retained_keys(client)
-    assert not client.hexists(online.POINTER, field)
+    assert not client.hexists(versions.POINTER, field)
 
 
 def test_an_upload_that_others_published_and_replaced_is_no_error(
     client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_edition(client, 2)
-    keep = online._keep
+    keep = publishing._keep
 
-    def overtaken(client: redis.Redis, manifest: online.Manifest) -> bool:
+    def overtaken(client: redis.Redis, manifest: versions.OnlineVersion) -> bool:
         whole = keep(client, manifest)
         monkeypatch.undo()
         for edition in (4, 6, 8):
             publish_edition(client, edition)
         return whole
 
-    monkeypatch.setattr(online, "_keep", overtaken)
+    monkeypatch.setattr(publishing, "_keep", overtaken)
     assert not publish_edition(client, 4).published
     assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 8
 
@@ -460,13 +460,13 @@ def test_a_version_that_lost_a_row_never_goes_live(
     client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_edition(client, 2)
-    keep = online._keep
+    keep = publishing._keep
 
-    def evicting(client: redis.Redis, manifest: online.Manifest) -> bool:
+    def evicting(client: redis.Redis, manifest: versions.OnlineVersion) -> bool:
         client.delete(manifest.bucket_key(CUSTOMERS[0]))
         return keep(client, manifest)
 
-    monkeypatch.setattr(online, "_keep", evicting)
+    monkeypatch.setattr(publishing, "_keep", evicting)
     with pytest.raises(rows.OnlineStoreError, match="the server evicts keys"):
         publish_edition(client, 4)
     assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 2
@@ -476,14 +476,14 @@ def test_a_version_with_another_row_than_was_sent_never_goes_live(
     client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_edition(client, 2)
-    upload = online._upload
+    upload = publishing._upload
 
-    def overwritten(client: redis.Redis, manifest: online.Manifest, *arguments: Any) -> None:
+    def overwritten(client: redis.Redis, manifest: versions.OnlineVersion, *arguments: Any) -> None:
         upload(client, manifest, *arguments)
         id_ = edition_table(4)[0][0].as_py()
         client.hset(manifest.bucket_key(id_), id_, b"something else")
 
-    monkeypatch.setattr(online, "_upload", overwritten)
+    monkeypatch.setattr(publishing, "_upload", overwritten)
     with pytest.raises(rows.OnlineStoreError, match="1 of 2 rows that were read back"):
         publish_edition(client, 4)
     assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 2
@@ -512,8 +512,8 @@ def publish_until_command(url: str, edition: int, last: int, upload_seconds: int
 def test_a_sync_killed_at_any_command_leaves_a_whole_version(
     client: redis.Redis, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(online, "ROWS_PER_BUCKET", 20)
-    monkeypatch.setattr(online, "ROWS_PER_ROUND_TRIP", 40)
+    monkeypatch.setattr(versions, "ROWS_PER_BUCKET", 20)
+    monkeypatch.setattr(publishing, "ROWS_PER_ROUND_TRIP", 40)
     publish_edition(client, 2)
     publish_edition(client, 4)
     store = online.OnlineStore(client)
@@ -525,7 +525,7 @@ def test_a_sync_killed_at_any_command_leaves_a_whole_version(
         if child.exitcode == 0:
             break
         assert child.exitcode == -signal.SIGKILL
-        listed = client.hkeys(online.POINTER)
+        listed = client.hkeys(versions.POINTER)
         for key in client.scan_iter(count=1000):
             version = key.split(b":")[1]
             assert client.ttl(key) > 0 or key == b"churn:pointer" or b"upload:" + version in listed
@@ -584,9 +584,9 @@ def test_readers_never_see_a_mixture_while_writers_are_killed(
     for process in others:
         process.join(10)
         assert process.exitcode == 0
-    for reads, versions in results:
+    for reads, seen in results:
         assert reads > 50
-        assert versions > 10
+        assert seen > 10
 
 
 # --------------------------------------------------------------------------- the server
@@ -629,7 +629,7 @@ def test_data_outlives_the_server_and_its_stale_socket(home: Path, ending: str) 
         server.stop(home)
     client = redis.Redis.from_url(server.redis_url(home))
     assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 4
-    online.roll_back(client)
+    publishing.roll_back(client)
     assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 2
 
 

@@ -26,7 +26,7 @@ import redis
 from redis.cluster import RedisCluster
 
 from benchmarks.torture import Versions, leftovers, torture
-from churn_assets.online import server
+from churn_assets.online import publishing, server
 from churn_assets.online import store as online
 from churn_assets.online.io_manager import connect
 from churn_assets_tests.online.test_online import (
@@ -90,10 +90,10 @@ def use(tmp_path: Path, url: str) -> redis.Redis:
     assert publish_edition(client, 4).published
     assert not publish_edition(client, 1).published
     assert live_edition(store.get_many(CUSTOMERS)) == 4
-    online.roll_back(client)
+    publishing.roll_back(client)
     assert live_edition(store.get_many(CUSTOMERS)) == 2
     with pytest.MonkeyPatch.context() as killed, pytest.raises(KeyboardInterrupt):
-        killed.setattr(online, "_keep", stopped)
+        killed.setattr(publishing, "_keep", stopped)
         publish_edition(client, 6)
     assert publish_edition(client, 6).uploaded == 0
     assert publish_edition(client, 7).uploaded == 200

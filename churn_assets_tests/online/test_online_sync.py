@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pytest
 
 from churn_assets.definitions import build_definitions
+from churn_assets.online import publishing
 from churn_assets.online import store as online
 from churn_assets.online import sync as assets
 from churn_assets.online.io_manager import connect
@@ -100,7 +101,7 @@ def test_rows_that_differ_fail_the_run(settings: Settings) -> None:
     table = online.read_version(client)
     doubled = pc.multiply(table["total_events"], 2)
     wrong = table.set_column(table.column_names.index("total_events"), "total_events", doubled)
-    online.publish(client, wrong.slice(1), table["cutoff"][0].as_py())
+    publishing.publish(client, wrong.slice(1), table["cutoff"][0].as_py())
     evaluation = run(settings, "2025-08-01", "2025-08-01", sync=False)
     assert not evaluation.passed
     assert evaluation.blocking

@@ -17,7 +17,7 @@ from churn_assets.cli import churn
 from churn_assets.definitions import build_definitions
 from churn_assets.history.topic_model import find_topics
 from churn_assets.models.artefacts import ModelStore
-from churn_assets.models.estimators import ESTIMATORS
+from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.monitoring.inventory import AssetInventory, inventory
 from churn_assets.online.server import stop
 from churn_assets.operations.backfill import plan_refresh

@@ -15,7 +15,8 @@ import pytest
 from churn_assets.features import feature_columns
 from churn_assets.features.group import LOOKBACK, Feature, FeatureGroup
 from churn_assets.models.contributions import Contributions, origins
-from churn_assets.models.estimators import ESTIMATORS, MISSING, fit, inputs
+from churn_assets.models.estimators import MISSING, fit, inputs
+from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.models.training_rows import typical_values
 from churn_assets.predictions.reasons import (
     ADDITIONS,

@@ -30,9 +30,10 @@ from pydantic import SecretStr
 
 from churn_assets.features import feature_columns, feature_versions, sensitive_features
 from churn_assets.models.artefacts import ModelStore
-from churn_assets.models.estimators import ESTIMATORS, Estimator, fit
+from churn_assets.models.estimators import Estimator, fit
+from churn_assets.models.kinds import ESTIMATORS
+from churn_assets.online.publishing import publish
 from churn_assets.online.server import redis_url, stop
-from churn_assets.online.store import publish
 from churn_assets.predictions.churn_predictions import explainer
 from churn_assets.serving import app as serving
 from churn_assets.serving import rows as serving_rows
@@ -106,7 +107,7 @@ def test_features_are_those_of_the_offline_store(client: Client, rows: list[dict
     for row in rows[:20]:
         status, answer = client.get(f"/features/{row['customer_id']}")
         assert status == 200
-        SCHEMAS.customer.model_validate(answer)
+        SCHEMAS.customer_features.model_validate(answer)
         plain = {c.name: row[c.name] for c in COLUMNS if c.name not in withheld}
         assert answer["features"] == plain
         assert set(answer["withheld"]) == withheld
@@ -150,7 +151,7 @@ def test_a_batch_keeps_the_order_and_names_who_is_missing(
     ids = [row["customer_id"] for row in rows[:9]][::-1]
     body = {"customer_ids": [*ids[:4], "nobody", *ids[4:]]}
     for path, schema in (
-        ("/features:batch", SCHEMAS.batch),
+        ("/features:batch", SCHEMAS.feature_batch),
         ("/predict", schemas.Predictions),
     ):
         status, answer = client.post(path, body)

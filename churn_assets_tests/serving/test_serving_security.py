@@ -21,8 +21,8 @@ from pydantic import SecretStr
 
 from churn_assets.features import feature_columns, sensitive_features
 from churn_assets.features.profile import PROFILE
+from churn_assets.online.publishing import publish
 from churn_assets.online.server import redis_url, stop
-from churn_assets.online.store import publish
 from churn_assets.serving.access import LOCAL_SCOPES, SCOPES, is_loopback, new_key, parse_keys
 from churn_assets.serving.audit import AuditLog, audit_query
 from churn_assets.serving.schemas import MAX_BODY_BYTES, MAX_CUSTOMERS

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from churn_assets.sources.shop import RETURN_DAYS, Shop, churn_probability
+from churn_assets.sources.shop import RETURN_DAYS, Shop
+from churn_assets.sources.true_churn import churn_probability
 
 START = date(2025, 1, 1)
 RAMP_END = START + timedelta(days=540)

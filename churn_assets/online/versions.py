@@ -1,0 +1,201 @@
+"""Versions of the online store: which one is live, and the one step that changes that.
+
+Grain and key: one row per `customer_id` of the live version. A version is one table of one cutoff;
+it never changes. Its name is the cutoff, a hash of its content and the number of its upload:
+`2026-01-01-3f9c0b7a52d1-7`.
+
+| key | type | content |
+|---|---|---|
+| `churn:pointer` | hash | `current` and `previous` version; `uploads`, a counter; `upload:<version>` for each version that has keys: `<buckets>:<deadline>`, the second from which it may be deleted, negative when it may be at once; `deleted:<version>` likewise until the deadline |
+| `churn:<version>:manifest` | string | JSON: cutoff, rows, buckets, schema |
+| `churn:<version>:<bucket>` | hash | customer_id → packed row; bucket = crc32(customer_id) mod buckets |
+
+Guarantees, with any number of publishers and readers, and kills at any point:
+
+- A read or a batch sees one version. A reader reads rows of the version that it knows, and the
+  pointer; if the pointer names another one, it reads again from that.
+- A version is uploaded beside the live one and goes live in one step: a Lua script changes the
+  pointer and refuses a cutoff older than the live one. The version before it is retained.
+- A killed sync leaves the live version live. Publishing equal content again takes its upload over
+  while half its time is left, and sends only the buckets that are missing. Keys are written with
+  an expiry, the upload's deadline, that is removed just before the flip. Keys of an upload killed
+  in between stay listed in the pointer until the first publisher after the deadline deletes them.
+- An upload is whole or not there: each bucket is written once, in one step together with its
+  expiry, and the flip refuses an upload that is past its deadline or lacks a row. A sample of its
+  rows is read back before.
+- Only publishers of equal content share an upload. One that goes on after the others went live and
+  were replaced writes keys that are deleted already; nothing is written after the deadline, so
+  what was deleted before it is deleted once more after it. So there is no lock.
+
+Every command touches one key, as Redis Cluster wants. The client must return bytes
+(`decode_responses=False`), and the server must not evict keys without an expiry. A failover to a
+replica may lose what was not replicated yet: a flip, or in a cluster also rows, which the parity
+check of the sync finds. An ACL user needs `~churn:*` and, to read, `+ping +hget +get`; to publish
+also `+eval +time +hmget +hset +hkeys +hincrby +hdel +hlen +hgetall +exists +set +expireat +persist
++unlink`.
+
+Nothing here knows what a feature means.
+"""  # noqa: E501 (a table row is one line)
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from churn_assets.online.rows import RowCodec
+
+if TYPE_CHECKING:
+    import redis
+
+POINTER = "churn:pointer"
+# Hashes this small stay packed (listpack) where hash-max-listpack-value admits a row: 10 % less
+# memory than a hash table, measured from 50 to 2,000 rows; writing slows down above 500.
+ROWS_PER_BUCKET = 100
+
+# The scripts see one key, the pointer. A version's first 10 characters are its cutoff; two versions
+# have equal content if they differ in their upload number only.
+_STATE = """
+local pointer, now = KEYS[1], tonumber(redis.call('TIME')[1])
+local live = redis.call('HMGET', pointer, 'current', 'previous')
+local current, previous = live[1] or '', live[2] or ''
+
+local function older(content) return content:sub(1, 10) < current:sub(1, 10) end
+local function holds(version, content) return version:sub(1, #content) == content end
+local function read(field)
+    local buckets, deadline = (redis.call('HGET', pointer, field) or ''):match('^(%d+):(-?%d+)$')
+    return buckets, tonumber(deadline or 0)
+end
+local function give_up(field)
+    local buckets, deadline = read(field)
+    if buckets then redis.call('HSET', pointer, field, buckets .. ':' .. -math.abs(deadline)) end
+end
+local function not_retained(kind)
+    local fields = {}
+    for _, field in ipairs(redis.call('HKEYS', pointer)) do
+        local found, version = field:match('^(%a+):(.*)$')
+        if found == kind and version ~= current and version ~= previous then
+            table.insert(fields, field)
+        end
+    end
+    return fields
+end
+local function flip(version)
+    if previous ~= version then give_up('upload:' .. previous) end
+    redis.call('HSET', pointer, 'current', version, 'previous', current)
+    return {'live', version}
+end
+"""
+
+# Arguments: content, buckets, seconds. A retained version goes live again without an upload, and
+# an upload that nobody finished is taken over if there is time to finish it.
+STAGE = f"""{_STATE}
+local content, buckets, seconds = ARGV[1], ARGV[2], ARGV[3]
+if older(content) then return {{'older', current}} end
+if holds(current, content) then return {{'identical', current}} end
+if holds(previous, content) then return flip(previous) end
+for _, field in ipairs(not_retained('upload')) do
+    local version, found, deadline = field:sub(8), read(field)
+    local left = deadline - now - 1  -- now has no fraction
+    if holds(version, content) and found == buckets and left >= seconds / 2 then
+        return {{'staged', version, tostring(deadline)}}
+    end
+end
+local version = content .. '-' .. redis.call('HINCRBY', pointer, 'uploads', 1)
+redis.call('HSET', pointer, 'upload:' .. version, buckets .. ':' .. (now + seconds))
+return {{'staged', version, tostring(now + seconds)}}
+"""
+
+# Arguments: version, content, whether the upload is whole. Since it was staged, others may have
+# flipped; of those that share the upload, one is enough.
+FLIP = f"""{_STATE}
+local version, content, whole = ARGV[1], ARGV[2], ARGV[3] == '1'
+if version == current then return {{'live', current}} end
+local field = 'upload:' .. version
+if older(content) then give_up(field) return {{'older', current}} end
+if holds(current, content) then give_up(field) return {{'identical', current}} end
+local _, deadline = read(field)
+if deadline <= now or not whole then return {{'lost', version}} end
+return flip(version)
+"""
+
+ROLL_BACK = f"{_STATE} if previous == '' then return {{'none', current}} end return flip(previous)"
+
+# Who finds an upload past its deadline ends it, so that no clock can make it one in time again.
+DELETABLE = f"""{_STATE}
+local found = {{}}
+for _, kind in ipairs({{'upload', 'deleted'}}) do
+    for _, field in ipairs(not_retained(kind)) do
+        local buckets, deadline = read(field)
+        if deadline <= now then
+            give_up(field)
+            table.insert(found, {{field, buckets}})
+        end
+    end
+end
+return found
+"""
+
+# Argument: a field of which DELETABLE said so, and whose keys are deleted now.
+FORGET = f"""{_STATE}
+local field = ARGV[1]
+local buckets, deadline = read(field)
+redis.call('HDEL', pointer, field)
+if -deadline > now then
+    redis.call('HSET', pointer, 'deleted' .. field:match(':.*'), buckets .. ':' .. -deadline)
+end
+return {{}}
+"""
+
+REASONS = {
+    "live": "new content went live",
+    "identical": "this content is live already",
+    "older": "a newer cutoff is live, and an older one never replaces it",
+}
+
+
+@dataclass(frozen=True)
+class OnlineVersion:
+    """What a reader must know of a version."""
+
+    version: str
+    rows: int
+    buckets: int
+    codec: RowCodec
+
+    @property
+    def cutoff(self) -> date:
+        return self.codec.cutoff
+
+    def bucket_key(self, customer_id: str) -> str:
+        return key_of(self.version, bucket_of(customer_id, self.buckets))
+
+    def to_json(self) -> str:
+        schema, cutoff = self.codec.schema, self.cutoff.isoformat()
+        counts = {"rows": self.rows, "buckets": self.buckets}
+        return json.dumps({"cutoff": cutoff, **counts, "schema": schema})
+
+    @classmethod
+    def read(cls, client: redis.Redis, version: str) -> OnlineVersion | None:
+        """None if there is no such version. Raises OnlineStoreError for an unknown format."""
+        text = client.get(key_of(version, "manifest"))
+        if text is None:
+            return None
+        content = json.loads(text)
+        codec = RowCodec.from_schema(content["schema"], date.fromisoformat(content["cutoff"]))
+        return cls(version, content["rows"], content["buckets"], codec)
+
+
+def key_of(version: str, part: int | str) -> str:
+    return f"churn:{version}:{part}"
+
+
+def bucket_of(customer_id: str, buckets: int) -> int:
+    return zlib.crc32(customer_id.encode()) % buckets
+
+
+def run_script(client: redis.Redis, script: str, *arguments: str | bytes | int) -> list[str]:
+    reply: Any = client.eval(script, 1, POINTER, *arguments)
+    return [part.decode() for part in reply]
