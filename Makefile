@@ -57,9 +57,9 @@ dev: .venv/installed-dev $(DAGSTER_HOME)/dagster.yaml  ## the web UI and daemon 
 serve: .venv/installed  ## features and predictions over HTTP, on http://localhost:8000
 	$(BIN)/churn serve
 
-$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
+$(DAGSTER_HOME)/dagster.yaml: churn_assets/operations/dagster.yaml
 	mkdir -p $(@D)
-	cp dagster.yaml $@
+	cp $< $@
 
 # Needs uv. nvidia-nccl (469 MB) serves xgboost on several GPUs only, so it is left out.
 LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \

@@ -80,7 +80,7 @@ class Versions:
         self.client = client
         self.read = online.OnlineStore(client).get_many
         # Several round trips per upload, so that many kills hit one.
-        versions.ROWS_PER_BUCKET, publishing.ROWS_PER_ROUND_TRIP = 10, 20
+        publishing.ROWS_PER_BUCKET, publishing.ROWS_PER_ROUND_TRIP = 10, 20
 
     def publish(self, edition: int) -> None:
         table = pa.Table.from_pylist(rows_of(edition), pa.schema(COLUMNS))

@@ -116,12 +116,14 @@ def evaluate_quickly(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("joblib.cpu_count", lambda **_: 1)  # workers would not see the patches
     for name in ("baselines", "random_split", "importance", "pictures"):
         patch.setattr(f"churn_assets.models.evaluation.{name}", lambda *_: {})
+    patch.setattr("churn_assets.monitoring.drift.drift_figure", lambda *_: None)
+    patch.setattr("churn_assets.monitoring.drift.png", lambda _: b"")
 
 
 @pytest.fixture
 def quick_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are trained and graded as ever, without the pictures and comparisons beside the grade.
 
-    For tests of what runs when: test_evaluation and the journey see them.
+    For tests of what runs when: test_evaluation, test_drift and the journey see them.
     """
     evaluate_quickly(monkeypatch)

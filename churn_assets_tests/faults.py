@@ -41,7 +41,8 @@ SHOP = {
 # The command, with models graded as in `quick_evaluation`.
 CHURN = """
 import joblib
-from churn_assets import cli, evaluation
+from churn_assets import cli
+from churn_assets.models import evaluation
 joblib.cpu_count = lambda **_: 1
 for name in ("baselines", "random_split", "importance", "pictures"):
     setattr(evaluation, name, lambda *_: {})

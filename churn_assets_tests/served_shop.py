@@ -32,6 +32,8 @@ from churn_assets.stores.artefacts import MANIFEST
 from churn_assets_tests.conftest import GROUPS, make_settings, materialize
 
 CUTOFF = dt.date(2025, 6, 1)
+
+PATIENCE_SECONDS = 180
 TRAINING = ("2025-04-01", "2025-05-01")
 
 
@@ -197,7 +199,8 @@ def running(settings: Settings, **overrides: Any) -> Iterator[Client]:
 
 def eventually(condition: Callable[[], Any]) -> Any:
     """What the condition gives once it holds; fails if it never does."""
-    for _ in range(3000):
+    until = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < until:
         if outcome := condition():
             return outcome
         time.sleep(0.01)

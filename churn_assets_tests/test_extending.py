@@ -23,8 +23,9 @@ from pathlib import Path
 import pytest
 from churn_assets_tests.conftest import evaluate_quickly, make_settings, materialize, stored
 from churn_assets.serving.app import create_app
-from churn_assets.stores.online import OnlineStore, connect, read_version
-from churn_assets.stores.online_server import stop
+from churn_assets.online.io_manager import connect
+from churn_assets.online.server import stop
+from churn_assets.online.store import OnlineStore, read_version
 from churn_assets_tests.served_shop import running
 
 folder, name = Path(sys.argv[1]), sys.argv[2]

@@ -199,4 +199,4 @@ def test_no_feature_depends_on_a_label(tmp_path: Path) -> None:
     graph = build_definitions(small_shop(tmp_path)).resolve_asset_graph()
     for key in graph.asset_keys_for_group("features"):
         ancestors = {graph.get(a).group_name for a in graph.get_ancestor_asset_keys(key)}
-        assert ancestors <= {"raw", "rollups", "features"}, key
+        assert ancestors <= {"raw", "topics", "rollups", "features"}, key

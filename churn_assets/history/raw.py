@@ -177,7 +177,7 @@ def assets(
         calendar.require_past_end(now())
         begin, end = calendar.slice_window(keys[0])[0], calendar.slice_window(keys[-1])[1]
         newest = calendar.keys(calendar.slices, now())[-1]
-        selected = context.selected_output_names
+        selected = {asset.path[-1] for asset in context.selected_asset_keys}
         read = tables_to_read(selected)
         with store.connect() as connection:
             connection.execute(f"CREATE TEMP TABLE rejected_rows AS {QUARANTINED_ROWS.empty()}")

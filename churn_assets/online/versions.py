@@ -51,9 +51,6 @@ if TYPE_CHECKING:
     import redis
 
 POINTER = "churn:pointer"
-# Hashes this small stay packed (listpack) where hash-max-listpack-value admits a row: 10 % less
-# memory than a hash table, measured from 50 to 2,000 rows; writing slows down above 500.
-ROWS_PER_BUCKET = 100
 
 # The scripts see one key, the pointer. A version's first 10 characters are its cutoff; two versions
 # have equal content if they differ in their upload number only.

@@ -10,7 +10,7 @@ import dagster as dg
 
 from churn_assets.settings import Settings
 
-DAGSTER_YAML = Path(__file__).parents[2] / "dagster.yaml"
+DAGSTER_YAML = Path(__file__).parent / "dagster.yaml"
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     home = Path(os.environ.get("DAGSTER_HOME") or settings.dagster_home)
     try:
         home.mkdir(parents=True, exist_ok=True)
-        if not (home / "dagster.yaml").exists() and DAGSTER_YAML.exists():
+        if not (home / "dagster.yaml").exists():
             # In one step, for other commands that start now.
             made = home / f"dagster.yaml.{os.getpid()}"
             shutil.copy(DAGSTER_YAML, made)

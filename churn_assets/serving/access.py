@@ -16,7 +16,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -193,6 +193,7 @@ class RateLimit:
     """
 
     per_second: float
+    clock: Callable[[], float] = time.monotonic
     _buckets: dict[str, tuple[float, float]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -201,7 +202,7 @@ class RateLimit:
         if not self.per_second:
             return
         full = max(self.per_second, MAX_CUSTOMERS)
-        now = time.monotonic()
+        now = self.clock()
         with self._lock:
             left, since = self._buckets.get(caller.name, (full, now))
             left = min(full, left + (now - since) * self.per_second)

@@ -30,7 +30,8 @@ from churn_assets_tests.conftest import GROUPS
 CUTOFFS = [dt.date(2024, 3, 1), dt.date(2024, 4, 1), dt.date(2024, 5, 1)]
 HORIZON = 28
 # Profiles and reviews come from no events: see test_profile and test_reviews.
-EVENT_GROUPS = [group for group in GROUPS if group not in (PROFILE, GROUPS[-1])]
+REVIEW = next(group for group in GROUPS if group.name == "customer_review_features")
+EVENT_GROUPS = [group for group in GROUPS if group not in (PROFILE, REVIEW)]
 MICROSECOND = dt.timedelta(microseconds=1)
 
 ARROW_EVENTS = pa.schema(

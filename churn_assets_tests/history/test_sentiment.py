@@ -34,7 +34,7 @@ STRANGE = (
     "<p>good</p>;<br/>;&amp;good;https://great.example/?bad=1;#good;@love;good/bad;good-bad;"
     "👍;😡😡;❤️;👩‍👩‍👧;schön;ÜBEL;ça;хорошо;плохо;素晴らしい;好;سيئ;İ;ß;ẞ;ǅ;ﬁne;e\u0301;“good”;bad…;good—bad;’s"
 )
-PRINT_VERSION = "from churn_assets import sentiment; print(sentiment.scorer_version())"
+PRINT_VERSION = "from churn_assets.history import sentiment; print(sentiment.scorer_version())"
 SEPARATORS = [*"     ", "  ", "\n", "\t", "", "\u00a0", "\u2028", "\x1c", "\x85", "\u200b", "\x00"]
 
 
@@ -134,6 +134,7 @@ def test_scores_are_the_same_from_processes_and_in_the_order_of_the_texts(texts:
 def test_the_version_names_lexicon_nltk_and_code(tmp_path: Path):
     """Each change in an installation of its own, found before the one of this environment."""
 
+    root = Path(__file__).parents[2]
     code = Path(sentiment.__file__).read_text(encoding="utf-8")
     installations: dict[str, dict[str, str]] = {
         "as it is": {},
@@ -143,8 +144,11 @@ def test_the_version_names_lexicon_nltk_and_code(tmp_path: Path):
         },
         "nltk": {"nltk-99.dist-info/METADATA": "Name: nltk\nVersion: 99\n"},
         "code": {
-            "churn_assets/__init__.py": "",
-            "churn_assets/sentiment.py": code.replace("len(word) > 1", "len(word) > 2"),
+            **{
+                str(file.relative_to(root)): file.read_text(encoding="utf-8")
+                for file in (root / "churn_assets").rglob("*.py")
+            },
+            "churn_assets/history/sentiment.py": code.replace("len(word) > 1", "len(word) > 2"),
         },
     }
     versions = {}
@@ -152,7 +156,7 @@ def test_the_version_names_lexicon_nltk_and_code(tmp_path: Path):
         for name, content in files.items():
             (tmp_path / change / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / change / name).write_text(content, encoding="utf-8")
-        path = os.pathsep.join((str(tmp_path / change), str(Path(__file__).parents[2])))
+        path = os.pathsep.join((str(tmp_path / change), str(root)))
         versions[change] = subprocess.run(
             [sys.executable, "-c", PRINT_VERSION],
             capture_output=True,

@@ -96,7 +96,7 @@ def test_a_file_with_pickled_objects_is_refused(tmp_path: Path):
 def test_importing_the_models_imports_no_heavy_library():
     # The code location imports them, and every Dagster process waits for that.
     code = (
-        "import sys, churn_assets.topics, churn_assets.text_vectors;"
+        "import sys, churn_assets.history.topics, churn_assets.history.text_vectors;"
         "print({'numpy', 'scipy', 'sklearn', 'nltk', 'torch'} & {*sys.modules})"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -167,7 +167,7 @@ def refuse(event, arguments):
 
 sys.addaudithook(refuse)
 from pathlib import Path
-from churn_assets.text_vectors import load_text_vectors
+from churn_assets.history.text_vectors import load_text_vectors
 model = load_text_vectors("minilm", Path(sys.argv[1]))
 print(model.version, model.transform(sys.argv[2:]).tobytes().hex())
 """

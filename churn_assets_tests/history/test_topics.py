@@ -53,7 +53,7 @@ def test_weights_are_equal_to_the_last_bit_in_every_batch(model: TopicModel):
 
 def test_another_process_fits_and_transforms_equally(model: TopicModel):
     code = (
-        "import json, sys; from churn_assets.topics import fit_topics;"
+        "import json, sys; from churn_assets.history.topics import fit_topics;"
         "texts, seed, new_texts = json.load(sys.stdin);"
         "model = fit_topics(texts, seed);"
         "print(model.version, model.transform(new_texts).tobytes().hex())"

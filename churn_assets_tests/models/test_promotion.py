@@ -77,6 +77,15 @@ def test_quality_cannot_ratchet_down_below_the_floor():
     assert champion.roc_auc >= MINIMUM_AUC
 
 
+@pytest.mark.parametrize(("above", "renews"), [(0.0, True), (-0.001, False)])
+def test_a_newer_fit_of_the_same_kind_is_not_below_the_floor(above: float, renews: bool):
+    # Within the tolerance, beside a better kind that is above the floor but no clear winner.
+    old, same = incumbent(FOREST, MINIMUM_AUC + 0.004), candidate(FOREST, MINIMUM_AUC + above)
+    decision = decide_promotion([same, candidate(BOOSTING, MINIMUM_AUC + 0.006)], old)
+    assert decision.chosen == (same if renews else old)
+    assert decision.promoted is renews
+
+
 def test_a_candidate_that_is_not_newer_never_replaces_the_incumbent():
     old = incumbent(FOREST, 0.6)
     decision = decide_promotion([candidate(BOOSTING, 0.9, cutoff=BEFORE)], old)

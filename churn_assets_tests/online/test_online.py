@@ -355,7 +355,7 @@ def test_an_upload_past_its_deadline_never_goes_live(
 def test_a_killed_sync_is_taken_over_and_only_what_is_missing_is_sent(
     client: redis.Redis, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(versions, "ROWS_PER_BUCKET", 20)
+    monkeypatch.setattr(publishing, "ROWS_PER_BUCKET", 20)
     monkeypatch.setattr(publishing, "ROWS_PER_ROUND_TRIP", 40)
     sent = set()
     for last in range(100):
@@ -512,7 +512,7 @@ def publish_until_command(url: str, edition: int, last: int, upload_seconds: int
 def test_a_sync_killed_at_any_command_leaves_a_whole_version(
     client: redis.Redis, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(versions, "ROWS_PER_BUCKET", 20)
+    monkeypatch.setattr(publishing, "ROWS_PER_BUCKET", 20)
     monkeypatch.setattr(publishing, "ROWS_PER_ROUND_TRIP", 40)
     publish_edition(client, 2)
     publish_edition(client, 4)
@@ -635,7 +635,7 @@ def test_data_outlives_the_server_and_its_stale_socket(home: Path, ending: str) 
 
 def test_the_server_outlives_the_process_that_started_it(home: Path) -> None:
     code = (
-        "from pathlib import Path; from churn_assets.stores.online_server import redis_url; "
+        "from pathlib import Path; from churn_assets.online.server import redis_url; "
         f"print(redis_url(Path({str(home)!r})))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -26,7 +26,7 @@ import redis
 from redis.cluster import RedisCluster
 
 from benchmarks.torture import Versions, leftovers, torture
-from churn_assets.online import publishing, server
+from churn_assets.online import publishing, server, versions
 from churn_assets.online import store as online
 from churn_assets.online.io_manager import connect
 from churn_assets_tests.online.test_online import (
@@ -263,7 +263,7 @@ PUBLISHER = (
 
 
 def test_users_need_the_rights_that_are_documented_and_no_others(tmp_path: Path) -> None:
-    documented = " ".join((online.__doc__ or "").split())
+    documented = " ".join((versions.__doc__ or "").split())
     assert READER in documented
     assert PUBLISHER.removeprefix(f"{READER} ") in documented
     with running(tmp_path) as (port, _):

@@ -13,10 +13,9 @@ from click.testing import CliRunner
 
 from churn_assets.cli import churn
 from churn_assets.definitions import build_definitions
-from churn_assets.operations import contract_checks
-from churn_assets.operations import contracts as checks
+from churn_assets.operations import contract_checks, gate
 from churn_assets.operations.contract_checks import CONTRACT
-from churn_assets.operations.contracts import rules_of
+from churn_assets.operations.contracts import Rule, rules_of
 from churn_assets.operations.gate import HeldBack, audit
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
@@ -321,12 +320,12 @@ def test_a_verdict_is_kept_until_the_content_or_the_rules_change(
         asked.append(args)
         return audit(*args)
 
-    monkeypatch.setattr(checks, "audit", counted)
+    monkeypatch.setattr(gate, "audit", counted)
     store.scan(table, [CUTOFF])
     assert asked == []
     known = rules_of(table)
-    another = checks.Rule("another", "Anything.", None)
-    monkeypatch.setattr(checks, "rules_of", lambda _: [*known, another])
+    another = Rule("another", "Anything.", None)
+    monkeypatch.setattr(gate, "rules_of", lambda _: [*known, another])
     store.scan(table, [CUTOFF])
     assert len(asked) == 1
 

@@ -15,7 +15,7 @@ from churn_assets.definitions import build_definitions
 from churn_assets.features.group import FeatureGroup
 from churn_assets.online.sync import ONLINE_FEATURES, online_table
 from churn_assets.operations.lineage import lineages, made_from
-from churn_assets.sources.tables import CUSTOMERS, EVENTS
+from churn_assets.sources.tables import EVENTS
 from churn_assets_tests.conftest import GROUPS, TABLES, make_settings
 
 
@@ -51,7 +51,7 @@ def test_features_read_the_columns_that_a_parser_finds(group: FeatureGroup) -> N
         if feature.source in group.derived:
             continue  # their columns are renamed on the way; see below
         expression = feature.sql.replace("{window}", "day > 0").replace("{lookback}", "day > 0")
-        table = (TABLES | {CUSTOMERS.table.name: CUSTOMERS.table})[feature.source]
+        table = TABLES[feature.source]
         expected = parsed_columns(expression) & set(table.column_names)
         assert lineage[feature.name] == [
             (table.name, name) for name in table.column_names if name in expected
