@@ -16,7 +16,7 @@ import multiprocessing
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +32,7 @@ FORK = multiprocessing.get_context("fork")  # children cost milliseconds, so man
 FIRST_CUTOFF = dt.date(2000, 1, 1)
 CUSTOMERS = [f"C{i:03d}" for i in range(400)]
 OLD = 4  # the editions below are what late backfills publish
+MOST_SECONDS = 300
 UPLOAD_SECONDS = 4  # short, so that leftovers expire during the run
 COUNTS = "torture"  # a hash of the same server; a killed process cannot spoil it
 
@@ -84,9 +85,13 @@ class Versions:
 
     def publish(self, edition: int) -> None:
         table = pa.Table.from_pylist(rows_of(edition), pa.schema(COLUMNS))
-        published = publishing.publish(
-            self.client, table, cutoff_of(edition), upload_seconds=UPLOAD_SECONDS
-        )
+        try:
+            published = publishing.publish(
+                self.client, table, cutoff_of(edition), upload_seconds=UPLOAD_SECONDS
+            )
+        except publishing.UploadExpired:  # a busy machine
+            self.client.hincrby(COUNTS, "publish expired")
+            return
         what = (
             ("refused" if not published.published else "repeated")
             if not published.uploaded
@@ -160,8 +165,20 @@ def read_on(store: Store, stop: Any, counts: Any) -> None:
     counts.put(seen)
 
 
-def torture(url: str, kind: Callable[[redis.Redis], Store], seconds: float) -> dict[str, int]:
-    """What the readers saw, and what the publishers did. The server should be empty."""
+def torture(
+    url: str,
+    kind: Callable[[redis.Redis], Store],
+    seconds: float,
+    enough: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """What the readers saw, and what the publishers did. The server should be empty.
+
+    Args:
+        url: The server.
+        kind: What is tortured.
+        seconds: How long at least.
+        enough: Counts of kills and publications to go beyond; a busy machine takes longer.
+    """
 
     def store() -> Store:
         return kind(open_client(url))
@@ -175,14 +192,22 @@ def torture(url: str, kind: Callable[[redis.Redis], Store], seconds: float) -> d
         row = next(filter(None, reading.read(CUSTOMERS[:2])))
         return int(row["edition"])
 
-    first, reading = store(), store()
+    first, reading, counting = store(), store(), open_client(url)
     first.publish(OLD)
     over, counts = FORK.Event(), FORK.Queue()
     readers = [start(read_on, over, counts) for _ in range(READERS)]
     publishers = [start(publish_on, live) for _ in range(PUBLISHERS)]
     total: collections.Counter[str] = collections.Counter()
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    began = time.monotonic()
+
+    def goes_on() -> bool:
+        passed = time.monotonic() - began
+        done: Any = counting.hgetall(COUNTS) if enough else {}
+        found = total | {name.decode(): int(count) for name, count in done.items()}
+        lacking = any(found.get(name, 0) <= count for name, count in (enough or {}).items())
+        return passed < seconds or (lacking and passed < MOST_SECONDS)
+
+    while goes_on():
         time.sleep(random.uniform(0.02, 0.3))
         i = random.randrange(PUBLISHERS)
         if not publishers[i].is_alive():

@@ -44,7 +44,7 @@ class Manifest:
         feature_versions: The version of each feature's definition.
         training_cutoffs: The cutoffs it was fitted on, the hold-out included.
         holdout: The cutoff on which the metrics were measured, by a fit that had not seen it.
-        metrics: See `churn_assets.metrics.grade`; of that earlier fit.
+        metrics: See `models.metrics.grade`; of that earlier fit.
         threshold: The probability from which a customer counts as CHURN RISK.
         rounds: Boosting rounds; 0 without boosting.
         tuned: Hyperparameters that tuning chose; empty where the defaults were kept.

@@ -61,7 +61,7 @@ class Contributions:
         """Contributions towards churn, shape (customers, features of the model), float64.
 
         Args:
-            table: One row per customer, from `churn_assets.estimators.inputs`.
+            table: One row per customer, from `models.estimators.inputs`.
         """
         import numpy as np
 

@@ -1,6 +1,6 @@
 """Which features move what a model says: the mean size of their contributions.
 
-Contributions are those of `churn_assets.contributions`, SHAP values but for the forest, so a
+Contributions are those of `models.contributions`, SHAP values but for the forest, so a
 feature's importance is in log odds of churn, for the forest in probability: a ranking within one
 model, not a measure across kinds. Features that tell much the same share their importance.
 """

@@ -50,6 +50,10 @@ end
 """
 
 
+class UploadExpired(OnlineStoreError):
+    """An upload took longer than it may, so it did not go live."""
+
+
 @dataclass(frozen=True)
 class Published:
     """`version` is what readers get now, `published` whether that is the content of the table.
@@ -90,7 +94,7 @@ def publish(
         outcome, version = run_script(client, FLIP, version, content, int(whole))
     _delete_leftovers(client)
     if outcome == "lost":
-        raise OnlineStoreError(
+        raise UploadExpired(
             f"{version} did not go live: its upload took longer than {upload_seconds} s, after "
             "which it may be deleted, or the server evicts keys. Publish again; if that does not "
             "help, look at the server's load and memory."

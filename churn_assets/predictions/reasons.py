@@ -239,7 +239,7 @@ def spoken(value: float | str, column: Column) -> str:
     """A value as people say it, with its unit; empty where it is missing.
 
     Args:
-        value: From `churn_assets.estimators.inputs`.
+        value: From `models.estimators.inputs`.
         column: The feature.
     """
     if value == MISSING or value != value:

@@ -132,7 +132,7 @@ def test_a_cluster(cluster: str, tmp_path: Path) -> None:
 
 
 def test_readers_of_a_cluster_see_no_mixture(cluster: str) -> None:
-    counts = torture(cluster, Versions, 5)
+    counts = torture(cluster, Versions, 5, {"publish whole": 0, "kills": 10})
     assert counts["publish whole"] > 0
     assert_nothing_wrong(counts)
     assert leftovers(cluster) == set()

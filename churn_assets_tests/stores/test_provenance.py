@@ -116,7 +116,9 @@ SAME = {
     "no imports": lambda s: file_of(definitions(s)),
     "imports for types only": lambda s: s.replace("from decimal import Decimal", "import decimal"),
     "blank lines": lambda s: re.sub(r"\n+", "\n", s),
-    "white space": lambda s: s.replace("value * scale", "value*scale").replace("(value)", "( value )"),
+    "white space": lambda s: (
+        s.replace("value * scale", "value*scale").replace("(value)", "( value )")
+    ),
     "brackets": lambda s: s.replace("value * scale", "(value * scale)"),
     "broken lines": lambda s: s.replace('("a", "b")', '(\n    "a",\n    "b",\n)'),
     "quotes": lambda s: s.replace('("a", "b")', "('a', 'b')"),
@@ -288,7 +290,8 @@ def test_every_module_may_be_written_otherwise(load: Load) -> None:
             node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)
         ]
         tree.body.reverse()
-        assert code_digest(load(ast.unparse(tree))) == code_digest(load(path.read_text())), path
+        if tree.body:  # an empty file has no source to find
+            assert code_digest(load(ast.unparse(tree))) == code_digest(load(path.read_text())), path
 
 
 OTHER = {
@@ -299,7 +302,7 @@ OTHER = {
 
 
 class Changed(ast.NodeTransformer):
-    """Changes the constant or operator of one number, and counts those there are."""
+    """Changes one constant or operator, the wanted of those that it counts."""
 
     def __init__(self, wanted: int = -1) -> None:
         self.wanted, self.seen = wanted, 0
@@ -323,7 +326,7 @@ class Changed(ast.NodeTransformer):
         if not self.next_is_wanted():
             return node
         value = node.value
-        other = value + 1 if isinstance(value, int | float) else f"{value}, another"
+        other = value + 1 if isinstance(value, int | float) else f"{value!r}, another"
         return ast.Constant(other)
 
 
