@@ -24,7 +24,7 @@ setup: .venv/installed  ## only the installation, exact versions from requiremen
 test: .venv/installed-dev  ## install what tests need and run them all
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-check: .venv/installed-dev  ## lint, format, layers, types, definitions
+check: .venv/installed-dev $(DAGSTER_HOME)/dagster.yaml  ## lint, format, layers, types, definitions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports

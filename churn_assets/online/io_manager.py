@@ -1,4 +1,4 @@
-"""TODO."""
+"""The IO manager of the online store: Dagster's way to publish a cutoff and to read it back."""
 
 from __future__ import annotations
 

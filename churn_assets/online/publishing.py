@@ -76,7 +76,7 @@ def publish(
     """Makes `table` what readers get, unless a newer cutoff is live.
 
     `table`: customer_id (string, unique, not NULL), cutoff (optional, the same in every row) and
-    features of the types in `online_rows.PHYSICAL`. Raises OnlineStoreError for any other table,
+    features of the types in `rows.PHYSICAL`. Raises OnlineStoreError for any other table,
     and for an upload that takes longer than `upload_seconds`; then the live version stays live.
     """
     table, bounds = _by_bucket(table, cutoff)

@@ -151,7 +151,7 @@ class OfflineStore:
         duckdb: Settings of DuckDB; connections are in memory, because two processes cannot share a
             database file.
         allow_shrink: Whether a guarded partition may be replaced by one with fewer rows.
-        gate: Raises for partitions that must not be handed on (`checks.Gate`).
+        gate: Raises for partitions that must not be handed on (`operations.gate.Gate`).
     """
 
     home: Path
@@ -220,7 +220,7 @@ class OfflineStore:
         Raises:
             FileNotFoundError: A partition that was asked for is not there.
             UnreadableFile: Its file is damaged.
-            checks.HeldBack: It failed a blocking check.
+            operations.gate.HeldBack: It failed a blocking check.
         """
         scan = self.unchecked(table, keys)
         if self.gate is not None:
