@@ -2,9 +2,9 @@
 
 Grain: one row per event, profile version, review or survey, in the slice `[K, next K)` of its own
 timestamp. Every source row up to the end of the newest slice is either ingested or quarantined,
-exactly once, with the first reason that applies in the order of `quarantine.REASONS`. Rows without a usable
-timestamp and rows before CHURN_START are kept with the first slice, rows at or after CHURN_END
-with the last. Later rows are pending and counted in the metadata of the newest slice.
+exactly once, with the first reason that applies in the order of `quarantine.REASONS`. Rows without
+a usable timestamp and rows before CHURN_START are kept with the first slice, rows at or after
+CHURN_END with the last. Later rows are pending and counted in the metadata of the newest slice.
 
 Nothing here reads features or labels, and nothing later reads the source.
 """
