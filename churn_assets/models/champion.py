@@ -25,7 +25,6 @@ from churn_assets.models.promotion import Decision, Graded, decide_promotion
 from churn_assets.models.runs import CHALLENGER, CHAMPION, ModelRuns
 from churn_assets.models.training_plan import mature_at, require_mature
 from churn_assets.models.training_rows import training_rows
-from churn_assets.stores.artefacts import MANIFEST
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.pages import markdown
 from churn_assets.stores.provenance import code_digest
@@ -98,15 +97,14 @@ class Champion:
 
 def find_champion(model_store: ModelStore, cutoff: dt.date) -> Champion | None:
     """The decision of a cutoff, or None where none was made."""
-    path = model_store.folder(CHAMPION_MODEL.name, cutoff.isoformat()) / MANIFEST
+    path = model_store.manifest_path(CHAMPION_MODEL.name, cutoff.isoformat())
     return Champion(**json.loads(path.read_text())) if path.exists() else None
 
 
 def newest_champion(model_store: ModelStore) -> Champion | None:
     """The decision of the newest cutoff that has one."""
-    decisions = model_store.folder(CHAMPION_MODEL.name, None).glob(f"cutoff=*/{MANIFEST}")
-    newest = max(decisions, default=None)
-    return Champion(**json.loads(newest.read_text())) if newest else None
+    decided = model_store.cutoffs(CHAMPION_MODEL.name)
+    return find_champion(model_store, parse_key(decided[-1])) if decided else None
 
 
 def champion_of(calendar: Calendar, model_store: ModelStore, cutoff: dt.date) -> Manifest:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.models.artefacts import ModelStore
-from churn_assets.models.champion import find_champion
+from churn_assets.models.champion import CHAMPION_MODEL, find_champion
 from churn_assets.stores.offline import OfflineStore, row_count
 
 
@@ -37,9 +37,8 @@ class CutoffReport:
 def cutoff_reports(store: OfflineStore, calendar: Calendar) -> list[CutoffReport]:
     """A report for each cutoff that has a champion, oldest first."""
     model_store = ModelStore(store.home)
-    folders = (store.home / "models" / "champion_model").glob("cutoff=*")
     reports = []
-    for cutoff in sorted(parse_key(folder.name.split("=")[1]) for folder in folders):
+    for cutoff in map(parse_key, model_store.cutoffs(CHAMPION_MODEL.name)):
         champion = find_champion(model_store, cutoff)
         if champion is None:
             continue

@@ -156,7 +156,7 @@ def plan_stage(
             for key in existing
             if _is_needed(calendar, definition, key, key in have, wanted, slices_only)
         ]
-    batches = _batches(stage, defs, calendar, needed)
+    batches = _batches(stage, calendar, needed)
     unpartitioned = selected - set(partitioned)
     missing = any(not present(asset) for asset in unpartitioned)
     if unpartitioned and (batches or missing or stage.on_demand):
@@ -180,29 +180,20 @@ def plan_refresh(
     stale = {row.asset: row.stale for row in rows if row.asset in selected and row.stale}
     whole = tuple(sorted(asset for asset in stale if not graph.get(asset).is_partitioned))
     needed = {asset: keys for asset, keys in stale.items() if asset not in whole}
-    return _batches(stage, defs, calendar, needed) + ([Batch(stage, whole, ())] if whole else [])
+    return _batches(stage, calendar, needed) + ([Batch(stage, whole, ())] if whole else [])
 
 
 def _batches(
-    stage: Stage,
-    defs: dg.Definitions,
-    calendar: Calendar,
-    needed: Mapping[dg.AssetKey, Collection[str]],
+    stage: Stage, calendar: Calendar, needed: Mapping[dg.AssetKey, Collection[str]]
 ) -> list[Batch]:
     """Runs of contiguous partitions that need the same assets, in the order of partitions.
 
     Within a stage an asset depends on the same partition of others, or on an earlier one.
     """
-    graph = defs.resolve_asset_graph()
-    together: dict[str, frozenset[dg.AssetKey]] = {}
-    for key in sorted({key for keys in needed.values() for key in keys}):
-        # Outputs that one step writes together are materialized together.
-        together[key] = frozenset(
-            made
-            for asset, keys in needed.items()
-            if key in keys
-            for made in graph.get(asset).execution_set_asset_keys
-        )
+    together = {
+        key: frozenset(asset for asset, keys in needed.items() if key in keys)
+        for key in sorted({key for keys in needed.values() for key in keys})
+    }
     return [
         Batch(stage, tuple(sorted(assets)), keys)
         for assets, same in groupby(together, together.__getitem__)
