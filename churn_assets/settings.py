@@ -41,7 +41,10 @@ class Settings(BaseSettings):
     )
     cadence: Cadence = Field(Cadence.MONTHLY, description="how often there is a cutoff")
     horizon_days: int = Field(28, ge=1, le=730, description="how far labels look ahead")
-    lookback_days: int = Field(90, ge=1, le=730, description="activity window and population rule")
+    # Shares compare the last 30 days with the lookback.
+    lookback_days: int = Field(
+        90, ge=30, le=730, description="activity window and population rule, at least 30"
+    )
     training_cutoffs: int = Field(12, ge=1, le=1000, description="cutoffs a model is trained on")
     extra_models: Annotated[tuple[Literal["lightgbm", "catboost"], ...], NoDecode] = Field(
         (), description="kinds of model beside the four; each is an extra to install"

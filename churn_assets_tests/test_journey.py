@@ -28,16 +28,16 @@ from churn_assets.operations.installation import offline_store
 from churn_assets.settings import Settings
 from churn_assets_tests.conftest import GROUPS, make_settings, materialize, stored
 
-CUTOFFS = ("2025-04-01", "2025-08-01")
-LABELED = ("2025-04-01", "2025-07-01")
-SCORED = ("2025-06-01", "2025-08-01")
+CUTOFFS = ("2025-05-01", "2025-08-01")
+LABELED = ("2025-05-01", "2025-07-01")
+SCORED = ("2025-07-01", "2025-08-01")
 
 
 def shop(folder: Path, **overrides: object) -> Settings:
     values: dict[str, object] = {
         "source": "synthetic",
         "synthetic_customers": 500,
-        "start": dt.date(2025, 1, 1),
+        "start": dt.date(2025, 1, 15),
         "end": dt.datetime(2025, 8, 1, tzinfo=dt.UTC),
     }
     return make_settings(folder, **(values | overrides))
@@ -101,7 +101,7 @@ def journey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
 def test_every_scored_cutoff_has_a_champion_and_predictions(journey: Settings) -> None:
     predictions = stored(journey, "churn_predictions")
     cutoffs = {str(row["cutoff"]) for row in predictions}
-    assert sorted(cutoffs) == ["2025-06-01", "2025-07-01", "2025-08-01"]
+    assert sorted(cutoffs) == ["2025-07-01", "2025-08-01"]
     for row in predictions:
         assert 0 <= row["churn_probability"] <= 1
         assert row["purchase_probability"] == 1 - row["churn_probability"]
@@ -135,6 +135,7 @@ def test_online_rows_equal_the_newest_offline_partition(journey: Settings) -> No
     assert online.cast(offline.schema).equals(offline)
 
 
+@pytest.mark.usefixtures("quick_evaluation")
 def test_an_older_backfill_publishes_nothing(journey: Settings) -> None:
     client = connect(journey.home, journey.redis_url)
     before = read_version(client)
@@ -164,11 +165,12 @@ def test_the_mlflow_server_has_one_run_per_model_and_partition(journey: Settings
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     targets = {(run.data.tags["churn.asset"], run.data.tags["churn.partition"]) for run in runs}
-    assert len(runs) == len(targets) == 4 * 3
+    assert len(runs) == len(targets) == 4 * 2
     champion = client.get_model_version_by_alias("churn", "champion")
     assert champion.tags["churn.partition"] <= "2025-08-01"
 
 
+@pytest.mark.usefixtures("quick_evaluation")
 def test_without_servers_nothing_has_to_be_set_up(tmp_path: Path) -> None:
     settings = shop(tmp_path, synthetic_customers=200)
     try:

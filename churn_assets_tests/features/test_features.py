@@ -18,10 +18,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from churn_assets.features.group import group_query
 from churn_assets.features.profile import PROFILE
 from churn_assets.history.rollups import ROLLUPS
+from churn_assets.settings import Settings
 from churn_assets.training_data.labels import churn_labels_query
 from churn_assets_tests import brute_force
 from churn_assets_tests.brute_force import DAY, TYPES, Event, instant
@@ -355,3 +357,11 @@ def test_feature_names_are_unique_and_described() -> None:
 def test_a_declaration_that_cannot_be_right_is_refused(wrong: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         replace(GROUPS[1].features[0], **wrong)
+
+
+def test_no_window_is_longer_than_the_shortest_lookback() -> None:
+    """A share of the last 30 days within fewer days would be above 1."""
+    windows = [f.window for group in GROUPS for f in group.features if isinstance(f.window, int)]
+    assert Settings(_env_file=None, lookback_days=max(windows)).lookback_days == max(windows)
+    with pytest.raises(ValidationError, match="greater than or equal to 30"):
+        Settings(_env_file=None, lookback_days=max(windows) - 1)

@@ -115,15 +115,16 @@ class Clock:
 
 @pytest.mark.usefixtures("quick_evaluation")
 @pytest.mark.parametrize(
-    ("cadence", "start", "first", "days", "every", "outage"),
+    ("cadence", "lookback", "start", "first", "days", "every", "outage"),
     [
-        (Cadence.MONTHLY, dt.date(2024, 8, 1), dt.date(2025, 1, 20), 365, 15, (140, 235)),
-        (Cadence.WEEKLY, dt.date(2024, 9, 2), dt.date(2025, 2, 20), 35, 6, (8, 30)),
+        (Cadence.MONTHLY, 90, dt.date(2024, 8, 1), dt.date(2025, 1, 20), 240, 15, (60, 155)),
+        (Cadence.WEEKLY, 30, dt.date(2024, 11, 18), dt.date(2025, 2, 20), 35, 6, (8, 30)),
     ],
 )
-def test_a_year_of_arrivals_with_an_outage_of_three_periods(
+def test_arrivals_with_an_outage_of_three_periods(
     tmp_path: Path,
     cadence: Cadence,
+    lookback: int,
     start: dt.date,
     first: dt.date,
     days: int,
@@ -134,7 +135,12 @@ def test_a_year_of_arrivals_with_an_outage_of_three_periods(
     # To the automation one kind of model is as another.
     monkeypatch.setattr("churn_assets.definitions.ESTIMATORS", ESTIMATORS[:1])
     settings = make_settings(
-        tmp_path, source="synthetic", synthetic_customers=60, start=start, cadence=cadence
+        tmp_path,
+        source="synthetic",
+        synthetic_customers=60,
+        start=start,
+        cadence=cadence,
+        lookback_days=lookback,
     )
     clock = Clock(settings, tmp_path)
     morning = dt.datetime(first.year, first.month, first.day, 2, 30, tzinfo=dt.UTC)

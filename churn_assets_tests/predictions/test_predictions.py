@@ -33,7 +33,7 @@ from churn_assets.stores.artefacts import MANIFEST
 from churn_assets.stores.io_manager import OfflineIOManager
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.training_data.dataset import TRAINING_DATASET
-from churn_assets_tests.conftest import GROUPS, RANGE_END, RANGE_START, query
+from churn_assets_tests.conftest import GROUPS, RANGE_END, RANGE_START, evaluate_quickly, query
 from churn_assets_tests.models.test_models import CALENDAR, VERSIONS, made_up_store
 
 FIRST, LAST = "2025-06-01", "2025-08-01"
@@ -73,7 +73,9 @@ def predicted(store: OfflineStore) -> list[dict[str, Any]]:
 def history(tmp_path_factory: pytest.TempPathFactory) -> OfflineStore:
     """A made-up shop after one run for three cutoffs. Tests leave it as it is."""
     store = made_up_store(tmp_path_factory.mktemp("history"))
-    run(store, FIRST, LAST)
+    with pytest.MonkeyPatch.context() as patch:
+        evaluate_quickly(patch)
+        run(store, FIRST, LAST)
     return store
 
 
@@ -114,6 +116,7 @@ def test_the_incumbent_was_never_trained_on_its_hold_out(history: OfflineStore):
         assert before.newest_training_cutoff < parse_key(champion.holdout)
 
 
+@pytest.mark.usefixtures("quick_evaluation")
 def test_the_graph_shows_grades_per_cutoff(tmp_path: Path):
     store = made_up_store(tmp_path)
     result = run(store, FIRST, FIRST)

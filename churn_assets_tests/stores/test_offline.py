@@ -4,6 +4,7 @@ a file, a run that disturbs another, and a stale file that looks fresh.
 
 import datetime as dt
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,9 +108,23 @@ def test_a_missing_partition_is_named(tmp_path: Path) -> None:
         store.scan(NUMBERS, CUTOFFS)
 
 
-def test_buckets_give_the_same_partition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = shop_settings(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A shop after ingestion. Tests go on from a copy."""
+    settings = shop_settings(tmp_path_factory.mktemp("ingested"))
     materialize(settings, "ingest", "2025-01-01", "2025-05-01")
+    return settings
+
+
+def copy_of(ingested: Settings, folder: Path) -> Settings:
+    shutil.copytree(ingested.home, folder / "state")
+    return shop_settings(folder)
+
+
+def test_buckets_give_the_same_partition(
+    ingested: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = copy_of(ingested, tmp_path / "whole")
     materialize(settings, "features", "2025-04-01", "2025-06-01")
     monkeypatch.setattr(offline, "ROWS_PER_BUCKET", 100)
     bucketed = shop_settings(tmp_path / "bucketed")
@@ -186,10 +201,10 @@ for _ in range(3):
 """
 
 
-def test_concurrent_backfills_of_other_cutoffs_lose_nothing(tmp_path: Path) -> None:
-    alone, shared = shop_settings(tmp_path / "alone"), shop_settings(tmp_path / "shared")
-    for settings in (alone, shared):
-        materialize(settings, "ingest", "2025-01-01", "2025-05-01")
+def test_concurrent_backfills_of_other_cutoffs_lose_nothing(
+    ingested: Settings, tmp_path: Path
+) -> None:
+    alone, shared = (copy_of(ingested, tmp_path / name) for name in ("alone", "shared"))
     materialize(alone, "features", "2025-04-01", "2025-05-01")
     runs = [
         subprocess.Popen([sys.executable, "-c", BACKFILL, str(tmp_path / "shared"), cutoff])
