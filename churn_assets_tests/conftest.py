@@ -73,19 +73,46 @@ class KeptEngines:
 
     def __call__(self, url: str, **options: Any) -> Engine:
         path = Path(sqlalchemy.make_url(url).database or "")
-        key = (url, path.stat().st_ino if path.exists() else 0)
+        if not path.exists():
+            return sqlalchemy.create_engine(url, **options)
+        key = (url, path.stat().st_ino)
         engine = self._engines.pop(key, None)
         if engine is None:
             engine = sqlalchemy.create_engine(url, **(options | {"poolclass": KeptPool}))
-        if path.exists():
-            self._engines[url, path.stat().st_ino] = engine
+        self._engines[key] = engine
         while len(self._engines) > self.MOST:
             _, oldest = self._engines.popitem(last=False)
             QueuePool.dispose(oldest.pool)  # type: ignore[arg-type]
         return engine
 
+    def close(self) -> None:
+        """Let go of every file, for a test that takes its file system away."""
+        for engine in self._engines.values():
+            QueuePool.dispose(engine.pool)  # type: ignore[arg-type]
+        self._engines.clear()
 
-sqlite_event_log.create_engine = KeptEngines()
+
+KEPT_ENGINES = KeptEngines()
+vars(sqlite_event_log)["create_engine"] = KEPT_ENGINES
+
+# These begin first, so that the workers end together.
+LONGEST = (
+    "test_automation",
+    "test_journey",
+    "test_faults",
+    "test_graph",
+    "test_predictions",
+    "test_extending",
+    "test_refresh",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
 
 
 def make_settings(folder: Path, **overrides: Any) -> Settings:

@@ -25,14 +25,26 @@ def code_digest(*code: ModuleType | Callable[..., Any]) -> str:
     Comments, docstrings, imports and the order and module of definitions do not count, so code may
     be moved between the modules, or a module renamed.
     """
-    statements = {
+    statements = set().union(*(_statements(inspect.getsource(part)) for part in code))
+    return hashlib.sha256("\n".join(sorted(statements)).encode()).hexdigest()[:12]
+
+
+@cache
+def _statements(source: str) -> frozenset[str]:
+    return frozenset(
         _meaning(statement)
-        for part in code
-        for statement in ast.parse(inspect.getsource(part)).body
+        for statement in _parsed(source).body
         if not isinstance(statement, ast.Import | ast.ImportFrom | ast.Expr)
         and not (isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test))
-    }
-    return hashlib.sha256("\n".join(sorted(statements)).encode()).hexdigest()[:12]
+    )
+
+
+def _parsed(source: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except SystemError:
+        # Python 3.11 counts the depth of a tree that another thread builds meanwhile as its own.
+        return ast.parse(source)
 
 
 def _meaning(node: object) -> str:

@@ -117,7 +117,7 @@ class Clock:
 @pytest.mark.parametrize(
     ("cadence", "lookback", "start", "first", "days", "every", "outage"),
     [
-        (Cadence.MONTHLY, 90, dt.date(2024, 8, 1), dt.date(2025, 1, 20), 240, 15, (60, 155)),
+        (Cadence.MONTHLY, 90, dt.date(2024, 8, 1), dt.date(2025, 1, 20), 200, 15, (60, 155)),
         (Cadence.WEEKLY, 30, dt.date(2024, 11, 18), dt.date(2025, 2, 20), 35, 6, (8, 30)),
     ],
 )

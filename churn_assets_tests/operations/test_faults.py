@@ -33,7 +33,7 @@ from churn_assets.online.server import open_client, server_binary, stop
 from churn_assets.online.store import OnlineStore
 from churn_assets.operations.backfill import BackfillFailed
 from churn_assets.stores.offline import UnreadableFile
-from churn_assets_tests.conftest import evaluate_quickly
+from churn_assets_tests.conftest import KEPT_ENGINES, evaluate_quickly
 from churn_assets_tests.faults import Shop, churn
 from churn_assets_tests.operations.test_automation import Clock
 from churn_assets_tests.test_journey import free_port, server
@@ -123,6 +123,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"a file system to fill cannot be mounted: {mounted.stderr.strip()}")
     yield folder
     stop(folder / "state")
+    KEPT_ENGINES.close()
     subprocess.run(["umount", folder], check=True)
 
 

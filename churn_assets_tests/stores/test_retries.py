@@ -46,7 +46,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def test_a_server_that_comes_back_between_two_tries_saves_the_run(server: Server) -> None:
-    tries = []
+    tries: list[int] = []
 
     @dg.asset
     def pinged() -> None:
@@ -63,7 +63,7 @@ def test_a_server_that_comes_back_between_two_tries_saves_the_run(server: Server
 
 
 def test_a_server_that_stays_away_fails_the_run(server: Server) -> None:
-    tries = []
+    tries: list[int] = []
 
     @dg.asset
     def pinged() -> None:
@@ -77,7 +77,7 @@ def test_a_server_that_stays_away_fails_the_run(server: Server) -> None:
 
 
 def test_what_is_refused_is_not_tried_again() -> None:
-    tries = []
+    tries: list[int] = []
 
     @dg.asset
     def refused() -> None:
