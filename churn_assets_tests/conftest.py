@@ -27,6 +27,7 @@ for name in ("REDIS_URL", "MLFLOW_TRACKING_URI"):
 
 from churn_assets.definitions import build_definitions
 from churn_assets.features import feature_groups
+from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.operations.installation import tables
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.settings import Settings
@@ -183,6 +184,7 @@ def materialize(
 
 def evaluate_quickly(patch: pytest.MonkeyPatch) -> None:
     """As fixture `quick_evaluation`, for fixtures of a wider scope."""
+    patch.setattr("churn_assets.definitions.ESTIMATORS", (ESTIMATORS[0], ESTIMATORS[-1]))
     patch.setattr("joblib.cpu_count", lambda **_: 1)  # workers would not see the patches
     for name in ("baselines", "random_split", "importance", "pictures"):
         patch.setattr(f"churn_assets.models.evaluation.{name}", lambda *_: {})
@@ -192,8 +194,8 @@ def evaluate_quickly(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models are trained and graded as ever, without the pictures and comparisons beside the grade.
+    """Two kinds of model are trained and graded, without pictures and comparisons beside the grade.
 
-    For tests of what runs when: test_evaluation, test_drift and the journey see them.
+    For tests of what runs when: test_evaluation, test_drift and the journey see all of it.
     """
     evaluate_quickly(monkeypatch)

@@ -26,7 +26,6 @@ from churn_assets.serving.app import create_app
 from churn_assets.online.io_manager import connect
 from churn_assets.online.server import stop
 from churn_assets.online.store import OnlineStore, read_version
-from churn_assets.models.kinds import ESTIMATORS
 from churn_assets_tests.served_shop import running
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
@@ -36,7 +35,6 @@ settings = make_settings(
 )
 with pytest.MonkeyPatch.context() as patch:
     evaluate_quickly(patch)
-    patch.setattr("churn_assets.definitions.ESTIMATORS", ESTIMATORS[-1:])
     materialize(settings, "ingest", "2025-01-01", "2025-06-01")
     materialize(settings, "features", "2025-04-01", "2025-06-01")
     materialize(settings, "training_data", "2025-04-01", "2025-05-01")

@@ -135,7 +135,6 @@ def test_online_rows_equal_the_newest_offline_partition(journey: Settings) -> No
     assert online.cast(offline.schema).equals(offline)
 
 
-@pytest.mark.usefixtures("quick_evaluation")
 def test_an_older_backfill_publishes_nothing(journey: Settings) -> None:
     client = connect(journey.home, journey.redis_url)
     before = read_version(client)

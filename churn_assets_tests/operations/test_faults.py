@@ -40,19 +40,20 @@ from churn_assets_tests.test_journey import free_port, server
 
 pytestmark = pytest.mark.usefixtures("quick_evaluation")
 
-MODELS = ("logistic_regression", "random_forest", "gradient_boosting", "xgboost")
+MODELS = ("logistic_regression", "xgboost")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    shop = Shop(tmp_path_factory.mktemp("undisturbed") / "state")
+    home = tmp_path_factory.mktemp("undisturbed") / "state"
     try:
         with pytest.MonkeyPatch.context() as patch:
             evaluate_quickly(patch)
+            shop = Shop(home)
             shop.complete()
         yield shop
     finally:
-        stop(shop.home)
+        stop(home)
 
 
 @pytest.fixture
