@@ -12,6 +12,7 @@ plain hash per customer, which shows that the judges can find something.
 import argparse
 import collections
 import datetime as dt
+import gc
 import multiprocessing
 import random
 import tempfile
@@ -44,6 +45,20 @@ COLUMNS = {
     "score": pa.float64(),
     "label": pa.string(),
 }
+
+
+def forked(target: Callable[..., None], *arguments: Any) -> Any:
+    """A child process that runs `target`.
+
+    A child collects no garbage of its parent: what belongs to the parent's threads may not be let
+    go of in a process that does not have them.
+    """
+    process = FORK.Process(target=target, args=arguments, daemon=True)
+    gc.collect()
+    gc.freeze()
+    process.start()
+    gc.unfreeze()
+    return process
 
 
 def cutoff_of(edition: int) -> dt.date:
@@ -184,9 +199,7 @@ def torture(
         return kind(open_client(url))
 
     def start(target: Callable[..., None], *arguments: Any) -> Any:
-        process = FORK.Process(target=lambda: target(store(), *arguments), daemon=True)
-        process.start()
-        return process
+        return forked(lambda: target(store(), *arguments))
 
     def live() -> int:
         row = next(filter(None, reading.read(CUSTOMERS[:2])))

@@ -7,7 +7,6 @@ the private server runs.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -28,10 +27,10 @@ import redis
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.torture import FORK, forked
 from churn_assets.online import publishing, rows, server, versions
 from churn_assets.online import store as online
 
-FORK = multiprocessing.get_context("fork")  # children cost milliseconds, so many can be killed
 CUTOFF = date(2026, 1, 1)
 CUSTOMERS = [f"C{i:03d}" for i in range(300)]
 
@@ -78,12 +77,6 @@ def live_edition(found: list[dict[str, Any] | None]) -> int:
     assert [row["customer_id"] for row in found if row] == edition_table(edition)[0].to_pylist()
     assert {row["cutoff"] for row in found if row} == {edition_cutoff(edition)}
     return edition
-
-
-def fork(target: Callable[..., None], *arguments: Any) -> Any:
-    process = FORK.Process(target=target, args=arguments, daemon=True)
-    process.start()
-    return process
 
 
 # --------------------------------------------------------------------------- rows as bytes
@@ -362,7 +355,7 @@ def test_a_killed_sync_is_taken_over_and_only_what_is_missing_is_sent(
     for last in range(100):
         client.flushall()
         publish_edition(client, 2)
-        child = fork(publish_until_command, url, 4, last, publishing.UPLOAD_SECONDS)
+        child = forked(publish_until_command, url, 4, last, publishing.UPLOAD_SECONDS)
         child.join()
         uploads: Any = client.hget(versions.POINTER, "uploads")
         published = publish_edition(client, 4)
@@ -520,7 +513,7 @@ def test_a_sync_killed_at_any_command_leaves_a_whole_version(
     store = online.OnlineStore(client)
     seen = []
     for last in range(100):
-        child = fork(publish_until_command, url, 6, last)
+        child = forked(publish_until_command, url, 6, last)
         child.join()
         seen.append(live_edition(store.get_many(CUSTOMERS)))
         if child.exitcode == 0:
@@ -571,11 +564,11 @@ def test_readers_never_see_a_mixture_while_writers_are_killed(
 ) -> None:
     publish_edition(client, 10)
     stop, editions = FORK.Event(), FORK.Queue()
-    readers = [fork(read_on, url, stop, editions) for _ in range(3)]
-    others = [*readers, fork(backfill, url, stop)]
+    readers = [forked(read_on, url, stop, editions) for _ in range(3)]
+    others = [*readers, forked(backfill, url, stop)]
     until = time.monotonic() + 6
     while time.monotonic() < until:
-        writer = fork(publish_on, url)
+        writer = forked(publish_on, url)
         time.sleep(random.uniform(0.05, 0.4))
         assert writer.is_alive()
         writer.kill()
@@ -607,7 +600,7 @@ def test_six_processes_start_one_server(home: Path) -> None:
     for _ in range(3):
         barrier, pids = FORK.Barrier(6), FORK.Queue()
         for _ in range(6):
-            fork(start_together, home, barrier, pids)
+            forked(start_together, home, barrier, pids)
         assert len({pids.get(timeout=20) for _ in range(6)}) == 1
         server.stop(home)
 

@@ -211,7 +211,7 @@ def encrypted(port: int, folder: Path) -> Iterator[tuple[int, Path]]:
     try:
         yield started.sockets[0].getsockname()[1], certificate
     finally:
-        started.close()
+        loop.call_soon_threadsafe(started.close)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
 
