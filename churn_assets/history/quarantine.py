@@ -25,18 +25,24 @@ REASONS = (
     "duplicate_id",
     "before_start",
     "future_timestamp",
+    "unreadable_row",
 )
 
 QUARANTINED_ROWS = Table(
     "quarantined_rows",
-    key=("source", "row_number"),
+    key=("source", "file", "line"),
     columns=(
         Column("source", "VARCHAR", "Table that the row was meant for"),
         SLICE,
-        Column("row_number", "BIGINT", "Position in the source, from 1"),
+        Column("file", "VARCHAR", "File that it is from, in the input folder; empty without files"),
+        Column("line", "BIGINT", "Line of the file on which it begins, or row, from 1"),
         Column("reason", "VARCHAR", f"First that applies of {', '.join(REASONS)}"),
         Column("in_period", "BOOLEAN", "Whether its time lies in the slice: the rate counts those"),
-        Column("row", "VARCHAR", "The row as the source has it, as JSON"),
+        Column(
+            "row",
+            "VARCHAR",
+            "The row as the source has it, as JSON; a line that is no row as text",
+        ),
     ),
     partitioned_by="slice",
 )

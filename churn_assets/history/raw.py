@@ -61,7 +61,7 @@ def ingest(
         return
     expressions = ", ".join(f"({sql}) AS {name}" for name, sql in source.columns.items())
     described = connection.execute(f"DESCRIBE SELECT {expressions} FROM {source.relation}")
-    dtypes = {name: dtype for name, dtype, *_ in described.fetchall()}
+    dtypes = {name.lower(): dtype for name, dtype, *_ in described.fetchall()}
     dates = ", ".join(f"DATE '{key}'" for key in keys)
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE parsed_rows AS SELECT * FROM "
@@ -81,12 +81,16 @@ def ingest(
     )
     rejected = connection.execute("SELECT count(*) FROM parsed_rows WHERE reason IS NOT NULL")
     if rejected.fetchall()[0][0]:
+        rows = source.relation
+        if source.located:
+            rows = f"(SELECT * EXCLUDE (_file, _line, _unreadable) FROM {rows})"
         connection.execute(
             f"""INSERT INTO rejected_rows
-            SELECT '{raw.source_name}', slice, row_number, reason, in_period, to_json(source_row)
+            SELECT '{raw.source_name}', slice, file, line, reason, in_period,
+                CASE WHEN unreadable IS NULL THEN to_json(source_row) ELSE to_json(unreadable) END
             FROM parsed_rows JOIN (
                 SELECT row_number() OVER () AS row_number, source_rows AS source_row
-                FROM {source.relation} AS source_rows) USING (row_number)
+                FROM {rows} AS source_rows) USING (row_number)
             WHERE reason IS NOT NULL"""
         )
     connection.execute("DROP TABLE parsed_rows")
@@ -196,7 +200,9 @@ def assets(
                 ingested[raw_table.source_name] = dict(counts)
                 if source_table is None:
                     context.log.info(f"{name}: the source has no such table")
-                elif newest in keys and calendar.end is None and name in selected:
+                for file in source_table.unread if source_table else ():
+                    context.log.warning(f"{file.name} is not read: {file.reason}")
+                if source_table and newest in keys and calendar.end is None and name in selected:
                     newest_end = calendar.slice_window(newest)[1]
                     pending = _pending(connection, raw_table, source_table, newest_end)
                     context.add_asset_metadata({"pending_rows": pending}, name, newest)

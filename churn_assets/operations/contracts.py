@@ -48,8 +48,8 @@ class Subject:
         """A relation of the partitions' rows, with the partition's key as `part`."""
         files = ", ".join(f"'{quoted(self.store.path(self.table, key))}'" for key in self.keys)
         return (
-            f"(SELECT *, regexp_extract(file, '=([0-9-]+)/[^/]*$', 1) AS part FROM read_parquet("
-            f"[{files}], hive_partitioning = false, filename = 'file'))"
+            f"(SELECT * EXCLUDE (_path), regexp_extract(_path, '=([0-9-]+)/[^/]*$', 1) AS part "
+            f"FROM read_parquet([{files}], hive_partitioning = false, filename = '_path'))"
         )
 
     @property

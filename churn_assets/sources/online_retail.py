@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from churn_assets.sources.files import FORMATS, column_names, relation
+from churn_assets.sources.files import column_names
+from churn_assets.sources.input_files import InputFile, input_files
+from churn_assets.sources.reading import read_files
 from churn_assets.sources.source import SourceTable, require_columns
-from churn_assets.stores.sql import quoted
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from churn_assets.sources.tables import RawTable
 
 COLUMNS = ("InvoiceNo", "StockCode", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID")
-WORKBOOK = (".xlsx",)
 
 # The published CSV writes dates as 12/1/2010 8:26; the workbook and Parquet have real ones.
 TIMESTAMP = (
@@ -54,14 +54,10 @@ class OnlineRetail:
     ) -> SourceTable | None:
         if table.source_name != "events":
             return None
-        file = self._file(connection)
-        if file.lower().endswith(WORKBOOK):
-            lines = workbook(connection, file)
-        else:
-            file_format = next(f for f, ends in FORMATS.items() if file.lower().endswith(ends))
-            lines = relation(connection, file_format, [file])
+        file = self._file()
+        lines = read_files(connection, [file], "online_retail")
         found = column_names(connection, lines)
-        require_columns({column.lower() for column in COLUMNS}, found, file)
+        require_columns({column.lower() for column in COLUMNS}, found, file.name)
         return SourceTable(
             lines,
             {
@@ -73,37 +69,21 @@ class OnlineRetail:
                 "quantity": QUANTITY,
                 "amount": AMOUNT,
             },
+            located=True,
         )
 
-    def _file(self, connection: "DuckDBPyConnection") -> str:
-        suffixes = WORKBOOK + FORMATS["csv"] + FORMATS["parquet"]
-        pattern = f"{self.folder.rstrip('/')}/*"
-        rows = connection.execute(f"SELECT file FROM glob('{quoted(pattern)}')").fetchall()
-        files = sorted(
-            file
-            for (file,) in rows
-            if file.lower().endswith(suffixes)
-            and Path(file).name.lower().replace("_", "").replace(" ", "").startswith("onlineretail")
-        )
+    def _file(self) -> InputFile:
+        found, _ = input_files(Path(self.folder))
+        files = [file for file in found if _is_ours(file.path.name)]
         if len(files) != 1:
-            found = ", ".join(Path(file).name for file in files) or "none"
+            names = ", ".join(file.name for file in files) or "none"
             raise FileNotFoundError(
                 f"{self.folder} must hold exactly one Online Retail file (Online Retail.xlsx, "
-                f"OnlineRetail.csv or online_retail.parquet); found: {found}. "
+                f"OnlineRetail.csv or online_retail.parquet); found: {names}. "
                 "Put it there or set CHURN_INPUT_DIR."
             )
-        return str(files[0])
+        return files[0]
 
 
-def workbook(connection: "DuckDBPyConnection", file: str) -> str:
-    """The rows of all sheets of a workbook, as a temporary table of text."""
-    import pandas as pd
-
-    sheets = pd.read_excel(file, sheet_name=None, engine="calamine", dtype=object)
-    lines = pd.concat(list(sheets.values()), ignore_index=True)
-    # InvoiceNo mixes numbers and text within a column; `raw` parses every value from its text.
-    text = lines.astype(str).where(lines.notna(), None)
-    connection.register("workbook_lines", text)
-    connection.execute("CREATE OR REPLACE TEMP TABLE workbook AS SELECT * FROM workbook_lines")
-    connection.unregister("workbook_lines")
-    return "workbook"
+def _is_ours(name: str) -> bool:
+    return name.lower().replace("_", "").replace(" ", "").startswith("onlineretail")

@@ -1,9 +1,11 @@
 """What a source is: something that names relations. It neither validates nor filters rows."""
 
 import datetime as dt
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from churn_assets.sources.input_files import Unread
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -18,10 +20,15 @@ class SourceTable:
     Args:
         relation: A SQL relation over the source's own columns, in the source's own order.
         columns: For each column of ours that the source has, a SQL expression over its columns.
+        located: Whether rows have `_file`, `_line` and `_unreadable`: the file and line that they
+            are from, and what is wrong with a line that is no row.
+        unread: Files that look like the table's and are not read.
     """
 
     relation: str
     columns: Mapping[str, str]
+    located: bool = False
+    unread: tuple[Unread, ...] = ()
 
 
 class Source(Protocol):
@@ -57,12 +64,21 @@ def number_as_text(number: str) -> str:
     )
 
 
+def missing_columns(required: Set[str], found: Iterable[str]) -> list[str]:
+    """The required columns that are not among those found, whatever their case."""
+    return sorted(required - {name.lower() for name in found})
+
+
 def require_columns(required: Set[str], found: list[str], where: str) -> None:
-    """Refuse a source that lacks a column, naming it and the columns found."""
-    missing = sorted(required - {name.lower() for name in found})
-    if missing:
+    """Refuse a source that lacks a column, naming it and the columns found.
+
+    Raises:
+        ValueError: A required column is not there.
+    """
+    if missing := missing_columns(required, found):
+        shown = ", ".join(found[:30]) + (", …" if len(found) > 30 else "")
         raise ValueError(
             f"{where} lacks the required column{'s' if len(missing) > 1 else ''} "
-            f"{', '.join(missing)}. Columns found: {', '.join(found)}. "
-            "Rename the column in the files, or read them through a view that does."
+            f"{', '.join(missing)}. Columns found: {shown}. "
+            "Rename the column in the files."
         )

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from churn_assets.cutoffs import Cadence, Calendar, midnight
 from churn_assets.definitions import build_definitions
-from churn_assets.history import quarantine, raw
+from churn_assets.history import parsing, quarantine, raw
 from churn_assets.operations.backfill import BackfillFailed, Batch, run_batch
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.jobs import RANGE_END, RANGE_START, STAGES
@@ -79,7 +79,7 @@ def ingested(
         raw.ingest(connection, table, SourceTable("delivery", ours), calendar, keys)
         return (
             query("FROM valid_rows", connection),
-            query("FROM rejected_rows ORDER BY row_number", connection),
+            query("FROM rejected_rows ORDER BY file, line", connection),
         )
 
 
@@ -105,10 +105,15 @@ DEFECTS: dict[str, Row] = {
 FIRST = PURCHASE | {"event_id": "first", "event_timestamp": "2024-02-01"}
 
 
-@pytest.mark.parametrize("reason", quarantine.REASONS)
+def test_every_reason_of_a_row_has_a_defect_here() -> None:
+    """A line that is no row comes from a file: see test_sources."""
+    assert {*DEFECTS, "unreadable_row"} == set(quarantine.REASONS)
+
+
+@pytest.mark.parametrize("reason", DEFECTS)
 def test_every_reason(reason: str) -> None:
     _, rejected = ingested([FIRST, PURCHASE | DEFECTS[reason]])
-    assert [(row["row_number"], row["reason"]) for row in rejected] == [(2, reason)]
+    assert [(row["line"], row["reason"]) for row in rejected] == [(2, reason)]
     assert json.loads(rejected[0]["row"]) == PURCHASE | DEFECTS[reason]
 
 
@@ -123,7 +128,7 @@ def test_the_first_reason_that_applies_is_given(pair: tuple[str, str]) -> None:
     assert [row["reason"] for row in rejected] == [expected]
 
 
-@pytest.mark.parametrize("blank", [None, "", "  "])
+@pytest.mark.parametrize("blank", [None, "", "  ", *parsing.MISSING_WORDS, " NULL "])
 def test_blank_is_missing(blank: str | None) -> None:
     assert one(PURCHASE | {"customer_id": blank})["reason"] == "missing_customer_id"
     assert one(PURCHASE | {"event_timestamp": blank})["reason"] == "missing_timestamp"
@@ -165,6 +170,14 @@ def test_reasons_of_profiles(defects: Row, reason: str) -> None:
         ("2024-01-31 23:30:00-01", "2024-02-01", None),
         ("2024-04-10 14:00:00+02:00", "2024-04-01", "future_timestamp"),
         ("2024-01-15 00:59:59+01:00", "2024-01-01", "before_start"),
+        ("2024-02-01 01:59:59.999999 +0200", "2024-01-01", None),
+        ("2024-01-31 23:30:00 -01:00", "2024-02-01", None),
+        ("2024-01-31 23:30:00-0100", "2024-02-01", None),
+        ("2024-01-31 23:30:00 UTC", "2024-01-01", None),
+        ("2024-01-31 23:30:00 America/New_York", "2024-02-01", None),
+        ("2024-01-31T23:59:59.999999999Z", "2024-01-01", None),
+        ("2024-01-31 23:30:00 BST", "2024-01-01", "unparseable_timestamp"),
+        ("2024-01-31 23:30:00 PST", "2024-01-01", "unparseable_timestamp"),
         ("2024-02-30", "2024-01-01", "unparseable_timestamp"),
         ("02/01/2024", "2024-01-01", "unparseable_timestamp"),
         ("infinity", "2024-01-01", "unparseable_timestamp"),
@@ -221,7 +234,7 @@ def number(column: str, value: object, dtype: pa.DataType | None = None) -> obje
 
 
 @pytest.mark.parametrize("column", ["quantity", "amount"])
-@pytest.mark.parametrize("text", ["NaN", "inf", "-inf", "Infinity", "many", "1,5", "$3", "1e400"])
+@pytest.mark.parametrize("text", ["inf", "-inf", "Infinity", "many", "1,5", "$3", "1e400"])
 def test_text_that_is_no_number(column: str, text: str) -> None:
     assert number(column, text) == "unparseable_number"
 
@@ -275,8 +288,8 @@ def test_quantities_are_whole(value: object, quantity: object) -> None:
 
 @pytest.mark.parametrize(
     ("score", "expected"),
-    [("1", 1), ("5", 5), ("5.0", 5), (None, None)]
-    + [(bad, "unparseable_number") for bad in ("0", "6", "-1", "3.5", "NaN", "good")],
+    [("1", 1), ("5", 5), ("5.0", 5), (None, None), ("NaN", None)]
+    + [(bad, "unparseable_number") for bad in ("0", "6", "-1", "3.5", "good")],
 )
 def test_satisfaction_scores_are_one_to_five(score: str | None, expected: object) -> None:
     row = one(SURVEY | {"satisfaction_score": score}, tables.SATISFACTION)
@@ -325,6 +338,17 @@ def test_the_text_of_a_review_is_kept_verbatim() -> None:
 # Ids
 
 
+@pytest.mark.parametrize("given", ["17850", " 17850\t", "17850.0", "17850.00"])
+def test_an_id_is_the_same_however_a_tool_has_stored_it(given: str) -> None:
+    row = one(PURCHASE | {"customer_id": given, "product_id": "1.50"})
+    assert (row["customer_id"], row["product_id"]) == ("17850", "1.50")
+
+
+@pytest.mark.parametrize("kept", ["guest", "NA", "none", "1.0.0", "-", "0"])
+def test_words_that_may_be_a_name_are_kept(kept: str) -> None:
+    assert one(PURCHASE | {"customer_id": kept})["customer_id"] == kept
+
+
 def test_of_duplicates_the_first_by_time_and_then_by_file_order_stays() -> None:
     rows = [
         PURCHASE | {"event_timestamp": "2024-02-10 10:00:00.000001", "product_id": "later"},
@@ -336,7 +360,7 @@ def test_of_duplicates_the_first_by_time_and_then_by_file_order_stays() -> None:
     ]
     valid, rejected = ingested(rows)
     assert [row["product_id"] for row in valid] == ["stays", "next slice"]
-    assert [(row["row_number"], row["reason"]) for row in rejected] == [
+    assert [(row["line"], row["reason"]) for row in rejected] == [
         (1, "duplicate_id"),
         (3, "duplicate_id"),
         (4, "negative_amount"),
@@ -353,7 +377,7 @@ def test_rows_without_an_id_of_their_own_are_one_per_customer_and_moment(
     rows = [row, row | {"customer_id": "c2"}, row, row | {table.timestamp: "2024-02-11"}]
     valid, rejected = ingested(rows, table)
     assert len(valid) == 3
-    assert [(r["row_number"], r["reason"]) for r in rejected] == [(3, "duplicate_id")]
+    assert [(r["line"], r["reason"]) for r in rejected] == [(3, "duplicate_id")]
 
 
 @pytest.mark.parametrize(
@@ -508,18 +532,18 @@ def test_a_run_conserves_every_source_row(run: Run) -> None:
         name: len(lines) - 1 for name, lines in tables.items()
     }
     assert [
-        (str(row["slice"]), row["source"], row["row_number"], row["reason"], row["in_period"])
+        (str(row["slice"]), row["source"], row["line"], row["reason"], row["in_period"])
         for row in stored(run[0], "quarantined_rows")
     ] == [
-        ("2024-01-01", "events", 3, "missing_customer_id", True),
-        ("2024-01-01", "events", 7, "before_start", False),
-        ("2024-01-01", "events", 8, "missing_timestamp", False),
-        ("2024-01-01", "events", 9, "missing_customer_id", False),
-        ("2024-01-01", "reviews", 2, "missing_timestamp", False),
-        ("2024-01-01", "satisfaction", 1, "unparseable_number", True),
-        ("2024-02-01", "events", 6, "negative_amount", True),
-        ("2024-04-01", "events", 10, "future_timestamp", False),
-        ("2024-04-01", "events", 12, "future_timestamp", False),
+        ("2024-01-01", "events", 4, "missing_customer_id", True),
+        ("2024-01-01", "events", 8, "before_start", False),
+        ("2024-01-01", "events", 9, "missing_timestamp", False),
+        ("2024-01-01", "events", 10, "missing_customer_id", False),
+        ("2024-01-01", "reviews", 3, "missing_timestamp", False),
+        ("2024-01-01", "satisfaction", 2, "unparseable_number", True),
+        ("2024-02-01", "events", 7, "negative_amount", True),
+        ("2024-04-01", "events", 11, "future_timestamp", False),
+        ("2024-04-01", "events", 13, "future_timestamp", False),
     ]
 
 

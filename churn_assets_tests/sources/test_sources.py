@@ -85,7 +85,7 @@ def ingested(source: Source, calendar: Calendar = CALENDAR) -> tuple[list[Row], 
         raw.ingest(connection, declared.EVENTS, table, calendar, keys)
         return (
             query("FROM valid_rows ORDER BY event_timestamp, event_id", connection),
-            query("FROM rejected_rows ORDER BY row_number", connection),
+            query("FROM rejected_rows ORDER BY file, line", connection),
         )
 
 
@@ -250,10 +250,10 @@ def test_unknown_columns_are_kept_in_the_quarantined_row(tmp_path: Path) -> None
     rows = f"{HEADER},slice,reason,Row_Number\n,2024-01-05,purchase,6,ours,9\n{LINE},6,ours,9\n"
     valid, rejected = ingested(folder_with(tmp_path, {"events.csv": rows}))
     assert list(valid[0]) == declared.EVENTS.table.column_names
-    assert [(row["reason"], row["row_number"], json.loads(row["row"])) for row in rejected] == [
+    assert [(row["reason"], row["line"], json.loads(row["row"])) for row in rejected] == [
         (
             "missing_customer_id",
-            1,
+            2,
             {
                 "customer_id": None,
                 "event_timestamp": "2024-01-05",
@@ -263,6 +263,28 @@ def test_unknown_columns_are_kept_in_the_quarantined_row(tmp_path: Path) -> None
                 "Row_Number": "9",
             },
         )
+    ]
+
+
+def test_a_line_that_is_no_row_is_quarantined_with_its_place(tmp_path: Path) -> None:
+    files = {"events.csv": f"{HEADER}\n{LINE}\nGenerated 2024-02-01\n{LINE}\n{LINE}\n"}
+    valid, rejected = ingested(folder_with(tmp_path, files))
+    assert len(valid) == 3
+    assert [(row["file"], row["line"], row["reason"]) for row in rejected] == [
+        ("events.csv", 3, "unreadable_row")
+    ]
+    assert json.loads(rejected[0]["row"]) == ("1 fields, the header has 3: Generated 2024-02-01")
+
+
+def test_a_file_that_only_looks_like_a_table_is_told(tmp_path: Path) -> None:
+    files = {"events.csv": f"{HEADER}\n{LINE}\n", "events_codes.csv": "code,text\n1,a\n"}
+    source = folder_with(tmp_path, files)
+    with utc_connection() as connection:
+        now = midnight(dt.date(2024, 3, 1))
+        table = source.read(connection, declared.EVENTS, now, now)
+    assert table is not None
+    assert [(file.name, file.reason) for file in table.unread] == [
+        ("events_codes.csv", "it has no column customer_id, event_timestamp, event_type")
     ]
 
 
@@ -277,7 +299,6 @@ def test_json_amounts_are_exact(number: str, tmp_path: Path) -> None:
     assert json_amount(number, tmp_path) == Decimal(number.strip('"'))
 
 
-@pytest.mark.xfail(strict=True, reason="DuckDB passes JSON numbers through a double")
 def test_json_amounts_beyond_a_double_are_exact(tmp_path: Path) -> None:
     assert json_amount("12345678901234.5678", tmp_path) == Decimal("12345678901234.5678")
 
@@ -309,15 +330,15 @@ def test_files_belong_to_the_table_they_are_named_after(suffix: str, tmp_path: P
 
 
 def test_rows_keep_their_numbers_in_a_large_file(tmp_path: Path) -> None:
-    """DuckDB reads it with several threads; the number and the row have to belong together."""
+    """DuckDB reads it with several threads; the line and the row have to belong together."""
     lines = [f"{'' if n % 9 else n},2024-01-05,purchase,{n}" for n in range(1, 200_001)]
     source = folder_with(tmp_path, {"events.csv": "\n".join([f"{HEADER},number", *lines])})
     valid, rejected = ingested(source)
     assert (len(valid), len(rejected)) == (200_000 // 9, 200_000 - 200_000 // 9)
-    assert all(row["row"].endswith(f'"{row["row_number"]}"}}') for row in rejected)
+    assert all(row["row"].endswith(f'"{row["line"] - 1}"}}') for row in rejected)
 
 
-@pytest.mark.parametrize("files", [{}, {"customers.csv": "customer_id\n1\n"}, {"events.xls": ""}])
+@pytest.mark.parametrize("files", [{}, {"customers.csv": "customer_id\n1\n"}, {"events.doc": ""}])
 def test_a_source_without_events_is_refused(files: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as refused:
         ingested(folder_with(tmp_path, files))
@@ -432,7 +453,8 @@ def test_online_retail_as_published(write: Writer, tmp_path: Path) -> None:
         "2010-12-11T09:41:00+00:00",
         "2011-01-01T00:00:00+00:00",
     }
-    assert [(r["row_number"], str(r["slice"]), r["reason"]) for r in rejected] == [
+    above = 0 if write is write_parquet else 1  # the header
+    assert [(r["line"] - above, str(r["slice"]), r["reason"]) for r in rejected] == [
         (5, "2010-12-01", "missing_customer_id"),
         (7, "2011-01-01", "negative_amount"),
     ]

@@ -1,0 +1,121 @@
+"""The files of an input folder: which table each belongs to, and which are not read, and why.
+
+A file belongs to the table that it is named after, in any case: `events.csv`, `Events-2025-01.csv`,
+`events_jan.csv.gz`, or any name in a folder that is named so (`events/dt=2025-02-03/part-0.csv`,
+`events.parquet/part-00000.parquet`). Every other file is named as not read.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+FORMATS = {
+    "parquet": (".parquet", ".pq"),
+    "csv": (".csv", ".tsv", ".txt"),
+    "json": (".json", ".jsonl", ".ndjson"),
+    "workbook": (".xlsx", ".xls", ".xlsb", ".ods"),
+}
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".zip")
+# What a writer leaves beside its files: `_SUCCESS`, `.part-0.crc`, `.DS_Store`.
+MARKERS = ("_", ".")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file that can be read.
+
+    Args:
+        path: Where it is.
+        name: Its path within the input folder, as messages and quarantined rows name it.
+        format: A key of FORMATS.
+        compression: A suffix of COMPRESSIONS, or "".
+        folders: The values of folders like `dt=2025-02-03`, by column.
+    """
+
+    path: Path
+    name: str
+    format: str
+    compression: str = ""
+    folders: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A file that is not read, and why."""
+
+    name: str
+    reason: str
+
+
+def input_files(folder: Path) -> tuple[list[InputFile], list[Unread]]:
+    """Every file below a folder, in the order of their names: those to read, and the others.
+
+    Raises:
+        FileNotFoundError: The folder is not there.
+        ValueError: A folder is a table of Delta or Iceberg, whose files are not all valid.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"The input folder {folder} is not there. Make it and put events*.parquet, *.csv or "
+            "*.jsonl there, or set CHURN_INPUT_DIR."
+        )
+    files, unread = list[InputFile](), list[Unread]()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        for log in ("_delta_log", "metadata"):
+            if log in folders and (log == "_delta_log" or _is_iceberg(Path(root) / log)):
+                raise ValueError(
+                    f"{root} is a table of {'Delta' if log == '_delta_log' else 'Iceberg'}: its "
+                    "folder also holds files that are no longer part of it. Export it as Parquet."
+                )
+        folders[:] = sorted(f for f in folders if not f.startswith(MARKERS))
+        for name in sorted(names):
+            if name.startswith(MARKERS):
+                continue
+            path = Path(root) / name
+            found = input_file(path, path.relative_to(folder).as_posix())
+            if isinstance(found, InputFile):
+                files.append(found)
+            else:
+                unread.append(found)
+    return sorted(files, key=lambda file: file.name), sorted(unread, key=lambda file: file.name)
+
+
+def _is_iceberg(metadata: Path) -> bool:
+    return any(metadata.glob("*.metadata.json"))
+
+
+def input_file(path: Path, name: str) -> InputFile | Unread:
+    """A file as its name tells to read it, or why it cannot be read."""
+    suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes[-2:]]
+    compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
+    ending = suffixes[-1] if suffixes else ""
+    file_format = next((f for f, endings in FORMATS.items() if ending in endings), "")
+    # An archive may leave it to its only member.
+    if not file_format and compression != ".zip":
+        known = " ".join(e for endings in FORMATS.values() for e in endings)
+        return Unread(name, f"its ending is none of {known}, alone or with .gz .zst .bz2 .zip")
+    if compression and file_format in ("parquet", "workbook"):
+        return Unread(name, f"a compressed {file_format} file is to be unpacked first")
+    folders = dict(part.split("=", 1) for part in PurePosixPath(name).parts[:-1] if "=" in part)
+    return InputFile(path, name, file_format, compression, folders)
+
+
+def named_after(file: InputFile, table: str) -> bool | None:
+    """Whether a file is named after a table; None where its columns have to decide.
+
+    `events`, `events-2025-01`, `Events (2)` are. `events_jan` may be, as `customers_segments` may
+    be something else, and `events.txt` a note.
+    """
+    first = PurePosixPath(file.name).parts[0].lower()
+    stem = first
+    while (suffix := PurePosixPath(stem).suffix) in {
+        *COMPRESSIONS,
+        *(ending for endings in FORMATS.values() for ending in endings),
+    }:
+        stem = stem.removesuffix(suffix)
+    if not stem.startswith(table):
+        return False
+    plain = re.fullmatch(r"[\W_\d]*", stem.removeprefix(table)) and ".txt" not in first
+    return True if plain else None

@@ -1,0 +1,200 @@
+"""Files as one relation: the rows of all of them, each with its file and line.
+
+Text formats are read as text into a temporary table, Parquet is scanned where it lies. What is no
+row is a row too, with nothing but `_unreadable`, so that whoever counts finds every line.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from churn_assets.sources.csv_rows import csv_blocks, find_dialect
+from churn_assets.sources.input_files import InputFile, input_file
+from churn_assets.sources.json_rows import json_blocks
+from churn_assets.sources.rows import Block, column_names
+from churn_assets.sources.source import number_as_text
+from churn_assets.sources.text import UnreadableFile, archived_name, open_text, text_encoding
+from churn_assets.sources.workbook_rows import workbook_blocks
+from churn_assets.stores.sql import identifier, quoted
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from duckdb import DuckDBPyConnection
+
+
+def read_files(connection: "DuckDBPyConnection", files: Sequence[InputFile], name: str) -> str:
+    """A relation over files, with their columns and `_file`, `_line`, `_unreadable`.
+
+    Args:
+        connection: Keeps the rows of text files, in the temporary table `name`.
+        files: Of any formats; their columns are matched by name.
+        name: Of what is read.
+
+    Raises:
+        UnreadableFile: A file is damaged, or most of its lines are no rows.
+    """
+    parquet = [file for file in files if file.format == "parquet"]
+    text = [file for file in files if file.format != "parquet"]
+    relations = parquet_relations(connection, parquet)
+    if text:
+        _fill(connection, text, name)
+        relations.append(name)
+    if len(relations) == 1:
+        return relations[0]
+    return f"({' UNION ALL BY NAME '.join(f'SELECT * FROM {r}' for r in relations)})"
+
+
+def _fill(connection: "DuckDBPyConnection", files: Sequence[InputFile], name: str) -> None:
+    """The rows of text files as a temporary table."""
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE {name} (_file VARCHAR, _line BIGINT, _unreadable VARCHAR)"
+    )
+    known = {"_file", "_line", "_unreadable"}
+    for file in files:
+        good, bad = 0, list[str]()
+        for block in blocks(file):
+            for column in block.columns:
+                if column.lower() not in known:
+                    known.add(column.lower())
+                    connection.execute(
+                        f"ALTER TABLE {name} ADD COLUMN {identifier(column)} VARCHAR"
+                    )
+            connection.register("block", _as_arrow(file, block))
+            connection.execute(f"INSERT INTO {name} BY NAME SELECT * FROM block")
+            connection.unregister("block")
+            good += len(block.lines)
+            bad += [f"{file.name}:{row.line}: {row.why}" for row in block.unreadable]
+        if len(bad) > good:
+            raise UnreadableFile(
+                f"{file.name} cannot be read: {len(bad)} of its {good + len(bad)} lines are no "
+                f"rows. The first: {bad[0]}. Mend the file, or take it out of the folder."
+            )
+
+
+def blocks(file: InputFile) -> Iterator[Block]:
+    """The rows of a text file or workbook, some at a time."""
+    if file.compression == ".zip" and not file.format:
+        file = _member(file)
+    if file.format == "workbook":
+        yield from workbook_blocks(file.path, file.name)
+        return
+    encoding = text_encoding(file)
+    if file.format == "json":
+        with open_text(file, encoding) as text:
+            yield from json_blocks(text)
+        return
+    with open_text(file, encoding) as text:
+        dialect = find_dialect(text)
+    if dialect:
+        with open_text(file, encoding) as text:
+            yield from csv_blocks(text, dialect)
+
+
+def columns_of(file: InputFile) -> list[str]:
+    """The columns that a file has; those of its first rows for JSON.
+
+    Raises:
+        UnreadableFile: It is damaged.
+    """
+    if file.format == "parquet":
+        return [*_parquet_schema(file).names, *file.folders]
+    return list(next((block.columns for block in blocks(file)), {}))
+
+
+def _member(file: InputFile) -> InputFile:
+    """An archive that says nothing of its format, read as its only member."""
+    name = archived_name(file)
+    found = input_file(file.path, name)
+    if not isinstance(found, InputFile) or found.format in ("", "parquet", "workbook"):
+        raise UnreadableFile(f"{file.name} holds {name}, which is no CSV or JSON file. Unpack it.")
+    return replace(file, format=found.format)
+
+
+def _as_arrow(file: InputFile, block: Block) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    nothing = [None] * len(block.unreadable)
+    columns = {
+        "_file": pa.array([file.name] * (len(block.lines) + len(nothing))),
+        "_line": pa.array([*block.lines, *(row.line for row in block.unreadable)], pa.int64()),
+        "_unreadable": pa.array(
+            [*([None] * len(block.lines)), *(f"{row.why}: {row.text}" for row in block.unreadable)],
+            pa.string(),
+        ),
+    }
+    for column, values in block.columns.items():
+        text = values
+        if not isinstance(values, pa.ChunkedArray):
+            text = pa.array([*values, *nothing] if nothing else values, pa.string())
+        columns[column] = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+    return pa.table(columns)
+
+
+def parquet_relations(connection: "DuckDBPyConnection", files: Sequence[InputFile]) -> list[str]:
+    """One relation for all Parquet files of equal columns and types.
+
+    Raises:
+        UnreadableFile: A file is damaged.
+    """
+    alike: dict[tuple[object, ...], list[InputFile]] = {}
+    for file in files:
+        schema = _parquet_schema(file)
+        missing = {k: v for k, v in file.folders.items() if k not in schema.names}
+        shape = (*zip(schema.names, map(str, schema.types), strict=True), *missing.items())
+        alike.setdefault(shape, []).append(file)
+    return [_parquet_relation(connection, group) for group in alike.values()]
+
+
+def _parquet_schema(file: InputFile) -> "pa.Schema":
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowInvalid
+
+    try:
+        return pq.read_schema(file.path)
+    except (ArrowInvalid, OSError) as error:
+        raise UnreadableFile(
+            f"{file.name} cannot be read as Parquet: {error}. Mend the file, or take it out of "
+            "the folder."
+        ) from error
+
+
+def _parquet_relation(connection: "DuckDBPyConnection", files: list[InputFile]) -> str:
+    """Parquet files with their types; what other formats have as text is told so that it is equal.
+
+    Instants are cut to microseconds, never rounded. Bytes are text in UTF-8, and ids that a tool
+    has stored as floating-point numbers are whole again.
+    """
+    paths = ", ".join(f"'{quoted(literal(str(file.path)))}'" for file in files)
+    scan = (
+        f"read_parquet([{paths}], filename = '_path', file_row_number = true, "
+        "hive_partitioning = false)"
+    )
+    described = connection.execute(f"DESCRIBE SELECT * FROM {scan}").fetchall()
+    chosen = list[str]()
+    names = [name for name, *_ in described if name not in ("_path", "file_row_number")]
+    for name, renamed in zip(names, column_names(names), strict=True):
+        dtype = next(dtype for column, dtype, *_ in described if column == name)
+        column = identifier(name)
+        if dtype == "TIMESTAMP_NS":
+            column = f"make_timestamp(epoch_ns({column}) // 1000)"
+        elif dtype == "BLOB":
+            column = f"TRY(decode({column}))"
+        elif dtype in ("DOUBLE", "FLOAT") and name.lower().endswith("_id"):
+            column = number_as_text(column)
+        chosen.append(f"{column} AS {identifier(renamed)}")
+    chosen += [
+        f"'{quoted(v)}' AS {identifier(k)}"
+        for k, v in files[0].folders.items()
+        if k.lower() not in {name.lower() for name in names}
+    ]
+    prefix = len(str(files[0].path)) - len(files[0].name)
+    return (
+        f"(SELECT {', '.join(chosen)}, substr(_path, {prefix + 1}) AS _file, "
+        f"file_row_number + 1 AS _line, CAST(NULL AS VARCHAR) AS _unreadable FROM {scan})"
+    )
+
+
+def literal(path: str) -> str:
+    """A path in which no character means a pattern."""
+    return "".join(f"[{c}]" if c in "[*?" else c for c in path)

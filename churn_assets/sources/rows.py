@@ -1,0 +1,90 @@
+"""Rows of text files: what the readers of CSV and JSON give.
+
+A reader never drops a line: each is part of a row, a blank line, or an unreadable one that is
+kept with its text.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import IO
+
+# Of a line that is kept as it is.
+MOST_KEPT = 2_000
+# Columns that every row has beside those of its file.
+OURS = ("_file", "_line", "_unreadable")
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A line that is no row.
+
+    Args:
+        line: Its number, from 1.
+        text: The line, at most its first MOST_KEPT characters.
+        why: What is wrong with it.
+    """
+
+    line: int
+    text: str
+    why: str
+
+
+@dataclass
+class Block:
+    """Some rows of a file, as columns of text.
+
+    Args:
+        columns: The values of each column; None where the file has none.
+        lines: The number of the line on which each row begins.
+        unreadable: Lines among them that are no rows.
+    """
+
+    columns: Mapping[str, Sequence[str | None]]
+    lines: Sequence[int]
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+
+def column_names(header: Iterable[str]) -> tuple[str, ...]:
+    """Names for columns: those of the header, but missing and repeated ones are numbered.
+
+    SQL tells no upper from lower case, so `Email` and `email` are repeated.
+    """
+    names, taken = list[str](), set(OURS)
+    for position, cell in enumerate(header, 1):
+        name = cell.strip() or f"column_{position}"
+        stem, number = name, 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(name.lower())
+        names.append(name)
+    return tuple(names)
+
+
+class Lines:
+    """The lines of a text with their numbers, read ahead as far as somebody looks.
+
+    Args:
+        text: Opened so that line ends are kept.
+    """
+
+    def __init__(self, text: IO[str]) -> None:
+        self._text = text
+        self._ahead: list[str] = []
+        # The number of the next line.
+        self.number = 1
+
+    def peek(self, count: int) -> list[str]:
+        """The next lines, at most `count`; none at the end."""
+        missing = count - len(self._ahead)
+        if missing > 0:
+            self._ahead.extend(islice(self._text, missing))
+            if len(self._ahead) < count and self._ahead[-1:] == ["\x1a"]:
+                self._ahead.pop()  # DOS ends a text with it
+        return self._ahead[:count]
+
+    def go_on(self, count: int) -> None:
+        """Leave `count` lines behind."""
+        self.number += count
+        del self._ahead[:count]
