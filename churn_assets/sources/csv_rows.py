@@ -22,7 +22,7 @@ LINES_PER_BLOCK = 50_000
 MOST_LINES_OF_A_ROW = 1_000
 # A shorter row is a habit of its file if at least one row in so many is as short.
 HABIT = 20
-EVIDENCE_LINES, MOST_REFUSED = 2_000, 100
+EVIDENCE_LINES, MOST_REFUSED, LONG_LINE = 2_000, 100, 100_000
 # A less likely way to read quotes has to make so many more rows right.
 BETTER = 0.1
 LINE_END = re.compile(r"\r\n|\n|\r")
@@ -73,6 +73,8 @@ def find_dialect(text: IO[str]) -> Dialect | None:
     """The dialect under which most rows have as many fields as the header; None without lines."""
     lines = list(islice(text, EVIDENCE_LINES))
     lines += islice((line for line in text if '"' in line or "'" in line), EVIDENCE_LINES)
+    # Of long lines none is needed to tell, and each would be read for every possible dialect.
+    lines = [line for n, line in enumerate(lines) if len(line) < LONG_LINE or not n]
     skipped = 0
     while lines and not lines[0].strip():
         lines.pop(0)

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 from churn_assets.sources.input_files import InputFile, Unread, input_files, named_after
 from churn_assets.sources.reading import columns_of, read_files
 from churn_assets.sources.source import SourceTable, missing_columns, require_columns
+from churn_assets.sources.tables import RAW_TABLES, RawTable
 from churn_assets.stores.sql import identifier
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
-
-    from churn_assets.sources.tables import RawTable
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Files:
     def read(
         self,
         connection: "DuckDBPyConnection",
-        table: "RawTable",
+        table: RawTable,
         begin: dt.datetime,
         end: dt.datetime,
     ) -> SourceTable | None:
@@ -53,8 +52,8 @@ class Files:
             unread=tuple(unread),
         )
 
-    def files(self, table: "RawTable") -> tuple[list[InputFile], list[Unread]]:
-        """The files of a table, and those that only look as if they were.
+    def files(self, table: RawTable) -> tuple[list[InputFile], list[Unread]]:
+        """The files of a table, and those that are not read; of the required table all of those.
 
         Raises:
             FileNotFoundError: The folder is not there.
@@ -70,7 +69,14 @@ class Files:
                         unread.append(Unread(file.name, f"it has no column {', '.join(lacking)}"))
                     else:
                         files.append(file)
-        return files, [u for u in unread if u.name.lower().startswith(table.source_name)]
+        if table.required:
+            tables = [raw_table.source_name for raw_table in RAW_TABLES]
+            strange = [f for f in found if all(named_after(f, name) is False for name in tables)]
+            reason = f"it is named after none of {', '.join(tables)}"
+            unread += [Unread(file.name, reason) for file in strange]
+        else:  # what is nobody's is told once
+            unread = [u for u in unread if u.name.lower().startswith(table.source_name)]
+        return files, sorted(unread, key=lambda file: file.name)
 
 
 def _seen(unread: list[Unread]) -> str:

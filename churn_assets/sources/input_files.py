@@ -62,7 +62,12 @@ def input_files(folder: Path) -> tuple[list[InputFile], list[Unread]]:
             "*.jsonl there, or set CHURN_INPUT_DIR."
         )
     files, unread = list[InputFile](), list[Unread]()
+    seen = set[str]()
     for root, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()  # a link to a folder above it
+            continue
+        seen.add(real)
         for log in ("_delta_log", "metadata"):
             if log in folders and (log == "_delta_log" or _is_iceberg(Path(root) / log)):
                 raise ValueError(

@@ -71,12 +71,15 @@ def _of_array(text: str, number: int) -> Iterator[tuple[int, str, Any]]:
 def _blocks(values: Iterator[tuple[int, str, Any]]) -> Iterator[Block]:
     rows, numbers, unreadable = list[dict[str, str | None]](), list[int](), list[Unreadable]()
     for number, line, value in values:
-        if isinstance(value, dict) and UNDECODABLE not in line:
+        why = ""
+        if not isinstance(value, dict):
+            why = str(value) if isinstance(value, ValueError) else "no object"
+        elif UNDECODABLE in line or ("\\u" in line and not _is_text(value)):
+            why = "bad bytes"
+        else:
             rows.append({key: _text(v) for key, v in value.items()})
             numbers.append(number)
-        else:
-            why = "bad bytes" if isinstance(value, dict) else "no object"
-            why = str(value) if isinstance(value, ValueError) else why
+        if why:
             unreadable.append(Unreadable(number, line.strip()[:MOST_KEPT], why))
         if len(rows) == ROWS_PER_BLOCK:
             yield _block(rows, numbers, unreadable)
@@ -91,6 +94,15 @@ def _block(
     keys = list(dict.fromkeys(key for row in rows for key in row))
     values = ([row.get(key) for row in rows] for key in keys)
     return Block(dict(zip(column_names(keys), values, strict=True)), numbers, unreadable)
+
+
+def _is_text(value: dict[str, Any]) -> bool:
+    """Whether a row can be encoded: JSON can name half of a letter, as no encoding can."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text(value: Any) -> str | None:

@@ -276,15 +276,24 @@ def test_a_line_that_is_no_row_is_quarantined_with_its_place(tmp_path: Path) -> 
     assert json.loads(rejected[0]["row"]) == ("1 fields, the header has 3: Generated 2024-02-01")
 
 
+ENDINGS = (
+    "its ending is none of .parquet .pq .csv .tsv .txt .json .jsonl .ndjson .xlsx .xls .xlsb .ods, "
+    "alone or with .gz .zst .bz2 .zip"
+)
+
+
 def test_a_file_that_only_looks_like_a_table_is_told(tmp_path: Path) -> None:
     files = {"events.csv": f"{HEADER}\n{LINE}\n", "events_codes.csv": "code,text\n1,a\n"}
+    files |= {"orders.csv": "a\n", "read me.doc": "", "reviews.csv": ""}
     source = folder_with(tmp_path, files)
     with utc_connection() as connection:
         now = midnight(dt.date(2024, 3, 1))
         table = source.read(connection, declared.EVENTS, now, now)
     assert table is not None
     assert [(file.name, file.reason) for file in table.unread] == [
-        ("events_codes.csv", "it has no column customer_id, event_timestamp, event_type")
+        ("events_codes.csv", "it has no column customer_id, event_timestamp, event_type"),
+        ("orders.csv", "it is named after none of events, customers, reviews, satisfaction"),
+        ("read me.doc", ENDINGS),
     ]
 
 
