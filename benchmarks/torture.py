@@ -54,7 +54,6 @@ def forked(target: Callable[..., None], *arguments: Any) -> Any:
     go of in a process that does not have them.
     """
     process = FORK.Process(target=target, args=arguments, daemon=True)
-    gc.collect()
     gc.freeze()
     process.start()
     gc.unfreeze()
