@@ -59,13 +59,18 @@ def _instant(text: str) -> str:
     return f"CASE WHEN {zone} IN ({plain}) THEN {whole} END"
 
 
-def parsed(expression: str, source_dtype: str, column: Column) -> tuple[str, str]:
+def parsed(expression: str, text: str, source_dtype: str, column: Column) -> tuple[str, str]:
     """How a source value becomes ours, and the condition under which it could not.
 
     Text without a zone is UTC. Numbers keep every digit up to the column's scale; a fraction of a
     piece, an infinity or a NaN is no number.
+
+    Args:
+        expression: The value.
+        text: Its text, as `as_text` gives it; cheap, since it is used several times.
+        source_dtype: DuckDB type of the value.
+        column: Our column.
     """
-    text = as_text(expression, source_dtype, column.name)
     if column.dtype == "VARCHAR":
         return text, "false"
     if column.dtype in (TIMESTAMPTZ, "DATE"):
@@ -100,6 +105,8 @@ def parse_query(
         dtypes: DuckDB type of each expression in `source.columns`.
         calendar: Places rows in slices.
     """
+    givens: list[str] = []
+    texts: list[str] = []
     values: list[str] = []
     bad_row_time = "false"
     bad_times: list[str] = []
@@ -109,7 +116,10 @@ def parse_query(
         if expression is None:
             values.append(f"CAST(NULL AS {column.dtype}) AS {column.name}")
             continue
-        value, bad = parsed(f"({expression})", dtypes[column.name], column)
+        given, text, dtype = f"given_{column.name}", f"text_{column.name}", dtypes[column.name]
+        givens.append(f"({expression}) AS {given}")
+        texts.append(f"{as_text(given, dtype, column.name)} AS {text}")
+        value, bad = parsed(given, text, dtype, column)
         values.append(f"{value} AS {column.name}")
         is_time = column.dtype in (TIMESTAMPTZ, "DATE")
         (bad_times if is_time else bad_numbers).append(bad)
@@ -142,9 +152,11 @@ def parse_query(
                 WHEN {before_start} THEN 'before_start'
                 WHEN {future} THEN 'future_timestamp' END AS reason,
             ({raw.timestamp} IS NOT NULL AND NOT ({before_start}) AND NOT ({future})) AS in_period
-        FROM (SELECT row_number() OVER () AS row_number, {place}, {", ".join(values)},
+        FROM (SELECT row_number, file, line, unreadable, {", ".join(values)},
                 {bad_row_time} AS bad_row_time,
                 ({" OR ".join(bad_times) or "false"}) AS bad_time,
                 ({" OR ".join(bad_numbers) or "false"}) AS bad_number
-            FROM {source.relation} AS source_rows)
+            FROM (SELECT *, {", ".join(texts)}
+                FROM (SELECT row_number() OVER () AS row_number, {place}, {", ".join(givens)}
+                    FROM {source.relation} AS source_rows)))
     """

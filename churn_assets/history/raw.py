@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, utc_now
-from churn_assets.history.parsing import parse_query, parsed
+from churn_assets.history.parsing import as_text, parse_query, parsed
 from churn_assets.history.quarantine import QUARANTINED_ROWS, quarantine_metadata
 from churn_assets.sources.source import Source, SourceTable
 from churn_assets.sources.tables import EVENT_TYPES, EVENTS, RAW_TABLES, RawTable
@@ -133,7 +133,8 @@ def _pending(
     column = next(c for c in raw.columns if c.name == raw.timestamp)
     expression = f"({source.columns[raw.timestamp]})"
     described = connection.execute(f"DESCRIBE SELECT {expression} AS t FROM {source.relation}")
-    value, _ = parsed(expression, described.fetchall()[0][1], column)
+    dtype = described.fetchall()[0][1]
+    value, _ = parsed(expression, as_text(expression, dtype, column.name), dtype, column)
     rows = connection.execute(
         f"SELECT count(*) FROM {source.relation} AS source_rows WHERE {value} >= {utc(end)}"
     )
