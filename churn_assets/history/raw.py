@@ -19,6 +19,7 @@ import dagster as dg
 from churn_assets.cutoffs import Calendar, utc_now
 from churn_assets.history.parsing import as_text, parse_query, parsed
 from churn_assets.history.quarantine import QUARANTINED_ROWS, quarantine_metadata
+from churn_assets.sources.rows import OURS
 from churn_assets.sources.source import Source, SourceTable
 from churn_assets.sources.tables import EVENT_TYPES, EVENTS, RAW_TABLES, RawTable
 from churn_assets.stores.offline import OfflineStore, Query, row_count
@@ -83,7 +84,7 @@ def ingest(
     if rejected.fetchall()[0][0]:
         rows = source.relation
         if source.located:
-            rows = f"(SELECT * EXCLUDE (_file, _line, _unreadable) FROM {rows})"
+            rows = f"(SELECT * EXCLUDE ({', '.join(OURS)}) FROM {rows})"
         connection.execute(
             f"""INSERT INTO rejected_rows
             SELECT '{raw.source_name}', slice, file, line, reason, in_period,
@@ -201,12 +202,13 @@ def assets(
                 ingested[raw_table.source_name] = dict(counts)
                 if source_table is None:
                     context.log.info(f"{name}: the source has no such table")
-                for file in source_table.unread if source_table else ():
-                    context.log.warning(f"{file.name} is not read: {file.reason}")
-                if source_table and newest in keys and calendar.end is None and name in selected:
-                    newest_end = calendar.slice_window(newest)[1]
-                    pending = _pending(connection, raw_table, source_table, newest_end)
-                    context.add_asset_metadata({"pending_rows": pending}, name, newest)
+                else:
+                    for file in source_table.unread:
+                        context.log.warning(f"{file.name} is not read: {file.reason}")
+                    if newest in keys and calendar.end is None and name in selected:
+                        newest_end = calendar.slice_window(newest)[1]
+                        pending = _pending(connection, raw_table, source_table, newest_end)
+                        context.add_asset_metadata({"pending_rows": pending}, name, newest)
                 query = Query(["SELECT * FROM valid_rows"], connection)
                 if name in selected:
                     yield dg.Output(query, name)

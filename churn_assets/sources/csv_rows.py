@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import IO
 
-from churn_assets.sources.rows import MOST_KEPT, Block, Lines, Unreadable, column_names
+from churn_assets.sources.rows import MOST_KEPT, Block, Lines, Unreadable, unique_names
 from churn_assets.sources.text import UNDECODABLE
 
 LINES_PER_BLOCK = 50_000
@@ -103,7 +103,7 @@ def find_dialect(text: IO[str]) -> Dialect | None:
             score = (right - likelihood * BETTER, -_still_quoted(rows), width)
             if score > most:
                 most = score
-                names = column_names(rows[0])
+                names = unique_names(rows[0])
                 best = Dialect(delimiter, quote, escape, names, skipped + ended, short)
     return best
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from churn_assets.sources.input_files import InputFile, Unread, input_files, named_after
-from churn_assets.sources.reading import columns_of, read_files
+from churn_assets.sources.reading import columns_of, own_columns, read_files
 from churn_assets.sources.source import SourceTable, missing_columns, require_columns
 from churn_assets.sources.tables import RAW_TABLES, RawTable
 from churn_assets.stores.sql import identifier
@@ -42,7 +42,7 @@ class Files:
                 f"{_seen(unread)}. Put them there or set CHURN_INPUT_DIR."
             )
         relation = read_files(connection, files, f"{table.source_name}_text")
-        found = column_names(connection, relation)
+        found = own_columns(connection, relation)
         require_columns(table.required_columns, found, f"{self.folder}/{table.source_name}*")
         ours = set(table.source_columns)
         return SourceTable(
@@ -82,9 +82,3 @@ class Files:
 def _seen(unread: list[Unread]) -> str:
     shown = "; ".join(f"{file.name} ({file.reason})" for file in unread[:5])
     return f". Not read: {shown}" if unread else ""
-
-
-def column_names(connection: "DuckDBPyConnection", relation: str) -> list[str]:
-    """The columns of a relation that are its files' own."""
-    described = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()
-    return [name for name, *_ in described if name not in ("_file", "_line", "_unreadable")]

@@ -17,6 +17,7 @@ FORMATS = {
     "json": (".json", ".jsonl", ".ndjson"),
     "workbook": (".xlsx", ".xls", ".xlsb", ".ods"),
 }
+ENDINGS = tuple(ending for endings in FORMATS.values() for ending in endings)
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".zip")
 # What a writer leaves beside its files: `_SUCCESS`, `.part-0.crc`, `.DS_Store`.
 MARKERS = ("_", ".")
@@ -68,12 +69,11 @@ def input_files(folder: Path) -> tuple[list[InputFile], list[Unread]]:
             folders.clear()  # a link to a folder above it
             continue
         seen.add(real)
-        for log in ("_delta_log", "metadata"):
-            if log in folders and (log == "_delta_log" or _is_iceberg(Path(root) / log)):
-                raise ValueError(
-                    f"{root} is a table of {'Delta' if log == '_delta_log' else 'Iceberg'}: its "
-                    "folder also holds files that are no longer part of it. Export it as Parquet."
-                )
+        if kind := _table_with_log(Path(root)):
+            raise ValueError(
+                f"{root} is a table of {kind}: its folder also holds files that are no longer "
+                "part of it. Export it as Parquet."
+            )
         folders[:] = sorted(f for f in folders if not f.startswith(MARKERS))
         for name in sorted(names):
             if name.startswith(MARKERS):
@@ -87,8 +87,11 @@ def input_files(folder: Path) -> tuple[list[InputFile], list[Unread]]:
     return sorted(files, key=lambda file: file.name), sorted(unread, key=lambda file: file.name)
 
 
-def _is_iceberg(metadata: Path) -> bool:
-    return any(metadata.glob("*.metadata.json"))
+def _table_with_log(folder: Path) -> str:
+    """Which kind of table with a log of its own a folder is, or ""."""
+    if (folder / "_delta_log").is_dir():
+        return "Delta"
+    return "Iceberg" if any((folder / "metadata").glob("*.metadata.json")) else ""
 
 
 def input_file(path: Path, name: str) -> InputFile | Unread:
@@ -99,8 +102,8 @@ def input_file(path: Path, name: str) -> InputFile | Unread:
     file_format = next((f for f, endings in FORMATS.items() if ending in endings), "")
     # An archive may leave it to its only member.
     if not file_format and compression != ".zip":
-        known = " ".join(e for endings in FORMATS.values() for e in endings)
-        return Unread(name, f"its ending is none of {known}, alone or with .gz .zst .bz2 .zip")
+        known, packed = " ".join(ENDINGS), " ".join(COMPRESSIONS)
+        return Unread(name, f"its ending is none of {known}, alone or with {packed}")
     if compression and file_format in ("parquet", "workbook"):
         return Unread(name, f"a compressed {file_format} file is to be unpacked first")
     folders = dict(part.split("=", 1) for part in PurePosixPath(name).parts[:-1] if "=" in part)
@@ -115,10 +118,7 @@ def named_after(file: InputFile, table: str) -> bool | None:
     """
     first = PurePosixPath(file.name).parts[0].lower()
     stem = first
-    while (suffix := PurePosixPath(stem).suffix) in {
-        *COMPRESSIONS,
-        *(ending for endings in FORMATS.values() for ending in endings),
-    }:
+    while (suffix := PurePosixPath(stem).suffix) in (*COMPRESSIONS, *ENDINGS):
         stem = stem.removesuffix(suffix)
     if not stem.startswith(table):
         return False

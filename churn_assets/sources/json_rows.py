@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any
 
-from churn_assets.sources.rows import MOST_KEPT, Block, Lines, Unreadable, column_names
+from churn_assets.sources.rows import MOST_KEPT, Block, Lines, Unreadable, unique_names
 from churn_assets.sources.text import UNDECODABLE
 
 ROWS_PER_BLOCK = 20_000
@@ -93,7 +93,7 @@ def _block(
 ) -> Block:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     values = ([row.get(key) for row in rows] for key in keys)
-    return Block(dict(zip(column_names(keys), values, strict=True)), numbers, unreadable)
+    return Block(dict(zip(unique_names(keys), values, strict=True)), numbers, unreadable)
 
 
 def _is_text(value: dict[str, Any]) -> bool:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from churn_assets.sources.files import column_names
 from churn_assets.sources.input_files import InputFile, input_files
-from churn_assets.sources.reading import read_files
+from churn_assets.sources.reading import own_columns, read_files
 from churn_assets.sources.source import SourceTable, require_columns
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class OnlineRetail:
             return None
         file = self._file()
         lines = read_files(connection, [file], "online_retail")
-        found = column_names(connection, lines)
+        found = own_columns(connection, lines)
         require_columns({column.lower() for column in COLUMNS}, found, file.name)
         return SourceTable(
             lines,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from churn_assets.sources.csv_rows import csv_blocks, find_dialect
 from churn_assets.sources.input_files import InputFile, input_file
 from churn_assets.sources.json_rows import json_blocks
-from churn_assets.sources.rows import Block, column_names
+from churn_assets.sources.rows import OURS, Block, unique_names
 from churn_assets.sources.source import number_as_text
-from churn_assets.sources.text import UnreadableFile, archived_name, open_text, text_encoding
+from churn_assets.sources.text import UnreadableInput, archived_name, open_text, text_encoding
 from churn_assets.sources.workbook_rows import workbook_blocks
 from churn_assets.stores.sql import identifier, quoted
 
@@ -31,7 +31,7 @@ def read_files(connection: "DuckDBPyConnection", files: Sequence[InputFile], nam
         name: Of what is read.
 
     Raises:
-        UnreadableFile: A file is damaged, or most of its lines are no rows.
+        UnreadableInput: A file is damaged, or most of its lines are no rows.
     """
     parquet = [file for file in files if file.format == "parquet"]
     text = [file for file in files if file.format != "parquet"]
@@ -49,7 +49,7 @@ def _fill(connection: "DuckDBPyConnection", files: Sequence[InputFile], name: st
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE {name} (_file VARCHAR, _line BIGINT, _unreadable VARCHAR)"
     )
-    known = {"_file", "_line", "_unreadable"}
+    known = set(OURS)
     for file in files:
         good, bad = 0, list[str]()
         for block in blocks(file):
@@ -65,7 +65,7 @@ def _fill(connection: "DuckDBPyConnection", files: Sequence[InputFile], name: st
             good += len(block.lines)
             bad += [f"{file.name}:{row.line}: {row.why}" for row in block.unreadable]
         if len(bad) > good:
-            raise UnreadableFile(
+            raise UnreadableInput(
                 f"{file.name} cannot be read: {len(bad)} of its {good + len(bad)} lines are no "
                 f"rows. The first: {bad[0]}. Mend the file, or take it out of the folder."
             )
@@ -94,11 +94,17 @@ def columns_of(file: InputFile) -> list[str]:
     """The columns that a file has; those of its first rows for JSON.
 
     Raises:
-        UnreadableFile: It is damaged.
+        UnreadableInput: It is damaged.
     """
     if file.format == "parquet":
         return [*_parquet_schema(file).names, *file.folders]
     return list(next((block.columns for block in blocks(file)), {}))
+
+
+def own_columns(connection: "DuckDBPyConnection", relation: str) -> list[str]:
+    """The columns of a relation of `read_files` that are its files' own."""
+    described = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()
+    return [name for name, *_ in described if name not in OURS]
 
 
 def _member(file: InputFile) -> InputFile:
@@ -106,7 +112,7 @@ def _member(file: InputFile) -> InputFile:
     name = archived_name(file)
     found = input_file(file.path, name)
     if not isinstance(found, InputFile) or found.format in ("", "parquet", "workbook"):
-        raise UnreadableFile(f"{file.name} holds {name}, which is no CSV or JSON file. Unpack it.")
+        raise UnreadableInput(f"{file.name} holds {name}, which is no CSV or JSON file. Unpack it.")
     return replace(file, format=found.format)
 
 
@@ -135,7 +141,7 @@ def parquet_relations(connection: "DuckDBPyConnection", files: Sequence[InputFil
     """One relation for all Parquet files of equal columns and types.
 
     Raises:
-        UnreadableFile: A file is damaged.
+        UnreadableInput: A file is damaged.
     """
     alike: dict[tuple[object, ...], list[InputFile]] = {}
     for file in files:
@@ -153,7 +159,7 @@ def _parquet_schema(file: InputFile) -> "pa.Schema":
     try:
         return pq.read_schema(file.path)
     except (ArrowInvalid, OSError) as error:
-        raise UnreadableFile(
+        raise UnreadableInput(
             f"{file.name} cannot be read as Parquet: {error}. Mend the file, or take it out of "
             "the folder."
         ) from error
@@ -173,7 +179,7 @@ def _parquet_relation(connection: "DuckDBPyConnection", files: list[InputFile]) 
     described = connection.execute(f"DESCRIBE SELECT * FROM {scan}").fetchall()
     chosen = list[str]()
     names = [name for name, *_ in described if name not in ("_path", "file_row_number")]
-    for name, renamed in zip(names, column_names(names), strict=True):
+    for name, renamed in zip(names, unique_names(names), strict=True):
         dtype = next(dtype for column, dtype, *_ in described if column == name)
         column = identifier(name)
         if dtype == "TIMESTAMP_NS":

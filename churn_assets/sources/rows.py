@@ -45,7 +45,7 @@ class Block:
     unreadable: list[Unreadable] = field(default_factory=list)
 
 
-def column_names(header: Iterable[str]) -> tuple[str, ...]:
+def unique_names(header: Iterable[str]) -> tuple[str, ...]:
     """Names for columns: those of the header, but missing and repeated ones are numbered.
 
     SQL tells no upper from lower case, so `Email` and `email` are repeated.

@@ -34,18 +34,21 @@ BLOCK = 1 << 20
 MOST_ACCENTS, FEW_ACCENTS = 0.25, 200
 
 
-class UnreadableFile(ValueError):
+class UnreadableInput(ValueError):
     """A file that cannot be read at all."""
 
 
 @contextmanager
-def open_text(file: InputFile, encoding: str | None = None) -> Iterator[IO[str]]:
+def open_text(file: InputFile, encoding: str) -> Iterator[IO[str]]:
     """A file as text, its line ends as they are; what cannot be decoded as UNDECODABLE.
 
+    Args:
+        file: A text file.
+        encoding: See `text_encoding`.
+
     Raises:
-        UnreadableFile: It cannot be unpacked.
+        UnreadableInput: It cannot be unpacked.
     """
-    encoding = encoding or text_encoding(file)
     with unpacked(file) as binary:
         yield io.TextIOWrapper(binary, encoding, errors="churn_assets.undecodable", newline="")
 
@@ -54,7 +57,7 @@ def text_encoding(file: InputFile) -> str:
     """The encoding of a file, as Python names it.
 
     Raises:
-        UnreadableFile: It cannot be unpacked.
+        UnreadableInput: It cannot be unpacked.
     """
     with unpacked(file) as binary:
         block = binary.read(BLOCK)
@@ -118,7 +121,7 @@ def unpacked(file: InputFile) -> Iterator[IO[bytes]]:
     """The bytes of a file without its compression.
 
     Raises:
-        UnreadableFile: It is damaged, encrypted, or an archive of several files.
+        UnreadableInput: It is damaged, encrypted, or an archive of several files.
     """
     import pyarrow as pa
 
@@ -143,7 +146,7 @@ def unpacked(file: InputFile) -> Iterator[IO[bytes]]:
                 with file.path.open("rb") as binary:
                     yield binary
     except (EOFError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        raise UnreadableFile(f"{file.name} cannot be unpacked: {error}") from error
+        raise UnreadableInput(f"{file.name} cannot be unpacked: {error}") from error
 
 
 def _member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
@@ -162,10 +165,10 @@ def archived_name(file: InputFile) -> str:
     """The name of the only file of an archive.
 
     Raises:
-        UnreadableFile: It is damaged, or holds several files.
+        UnreadableInput: It is damaged, or holds several files.
     """
     try:
         with zipfile.ZipFile(file.path) as archive:
             return _member(archive).filename
     except zipfile.BadZipFile as error:
-        raise UnreadableFile(f"{file.name} cannot be unpacked: {error}") from error
+        raise UnreadableInput(f"{file.name} cannot be unpacked: {error}") from error

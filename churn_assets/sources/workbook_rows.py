@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from churn_assets.sources.rows import Block, column_names
-from churn_assets.sources.text import UnreadableFile
+from churn_assets.sources.rows import Block, unique_names
+from churn_assets.sources.text import UnreadableInput
 
 
 def workbook_blocks(path: Path, name: str) -> Iterator[Block]:
     """The rows of a workbook, sheet by sheet; a row's number is that of its sheet.
 
     Raises:
-        UnreadableFile: It is damaged or protected by a password.
+        UnreadableInput: It is damaged or protected by a password.
     """
     from python_calamine import CalamineError, CalamineWorkbook
 
@@ -23,7 +23,7 @@ def workbook_blocks(path: Path, name: str) -> Iterator[Block]:
                 rows = workbook.get_sheet_by_name(sheet).to_python(skip_empty_area=False)
                 yield from _sheet(rows)
     except CalamineError as error:
-        raise UnreadableFile(f"{name} cannot be read as a workbook: {error}") from error
+        raise UnreadableInput(f"{name} cannot be read as a workbook: {error}") from error
 
 
 def _sheet(rows: list[list[Any]]) -> Iterator[Block]:
@@ -31,7 +31,7 @@ def _sheet(rows: list[list[Any]]) -> Iterator[Block]:
     if not numbered:
         return
     (_, header), *body = numbered
-    names = column_names([_text(cell) for cell in header])
+    names = unique_names([_text(cell) for cell in header])
     values = zip(*([_text(cell) for cell in row] for _, row in body), strict=True)
     columns = dict(zip(names, values if body else ((),) * len(names), strict=True))
     yield Block(columns, [number for number, _ in body])

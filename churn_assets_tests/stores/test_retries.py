@@ -3,7 +3,7 @@ tried again and again.
 """
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -45,45 +45,43 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         server.process.wait()
 
 
-def test_a_server_that_comes_back_between_two_tries_saves_the_run(server: Server) -> None:
-    tries: list[int] = []
+def run(talk: Callable[[], None]) -> tuple[bool, int]:
+    """Whether a run whose step talks to a server succeeds, and how often the step is tried."""
+    tries = 0
 
     @dg.asset
-    def pinged() -> None:
-        tries.append(len(tries))
+    def step() -> None:
+        nonlocal tries
+        tries += 1
         with connections_are_retried():
-            try:
-                server.ping()
-            finally:
-                if server.process is None:
-                    server.start()
+            talk()
 
-    assert dg.materialize([pinged]).success
-    assert len(tries) >= 2
+    return dg.materialize([step], raise_on_error=False).success, tries
+
+
+def test_a_server_that_comes_back_between_two_tries_saves_the_run(server: Server) -> None:
+    def talk() -> None:
+        try:
+            server.ping()
+        finally:
+            if server.process is None:
+                server.start()
+
+    success, tries = run(talk)
+    assert success
+    assert tries >= 2
 
 
 def test_a_server_that_stays_away_fails_the_run(server: Server) -> None:
-    tries: list[int] = []
-
-    @dg.asset
-    def pinged() -> None:
-        tries.append(len(tries))
-        with connections_are_retried():
-            server.ping()
-
-    result = dg.materialize([pinged], raise_on_error=False)
-    assert not result.success
-    assert len(tries) == 1 + MOST_RETRIES
+    success, tries = run(server.ping)
+    assert not success
+    assert tries == 1 + MOST_RETRIES
 
 
 def test_what_is_refused_is_not_tried_again() -> None:
-    tries: list[int] = []
+    def talk() -> None:
+        raise ValueError("a wrong value")
 
-    @dg.asset
-    def refused() -> None:
-        tries.append(len(tries))
-        with connections_are_retried():
-            raise ValueError("a wrong value")
-
-    assert not dg.materialize([refused], raise_on_error=False).success
-    assert len(tries) == 1
+    success, tries = run(talk)
+    assert not success
+    assert tries == 1
