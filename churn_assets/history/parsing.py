@@ -2,161 +2,186 @@
 
 Pure SQL text over a source's relation; nothing is read or written here. The first reason that
 applies is a row's only one, in the order of `quarantine.REASONS`; what only a comparison of rows
-shows (duplicates) is found in `history.raw`.
+shows (duplicates) is found in `history.raw`. A value that cannot be used costs the row where the
+column is essential, and otherwise only itself.
 """
 
+import datetime as dt
+
 from churn_assets.cutoffs import Calendar, midnight
-from churn_assets.sources.source import SourceTable, number_as_text
-from churn_assets.sources.tables import CUSTOMERS, TIMESTAMPTZ, RawTable
+from churn_assets.history.event_names import event_type
+from churn_assets.history.formats import TIMES, Formats, is_typed
+from churn_assets.history.values import as_text
+from churn_assets.sources.source import SourceTable
+from churn_assets.sources.tables import CUSTOMERS, EVENTS, RawTable
 from churn_assets.stores.sql import utc
 from churn_assets.stores.tables import Column
 
-LOWER_CASE = {"event_type", "channel"}
-VERBATIM = {"text"}
-BLANKS = "' ' || chr(9) || chr(10) || chr(13) || chr(160)"
-# What tools write where there is no value. Not NA, which is Namibia.
-MISSING_WORDS = (
-    *("NULL", "null", "Null", "None", "nan", "NaN", "NAN", "NaT", "\\N", "N/A", "n/a", "#N/A"),
-    *("<NA>", "undefined", "(not set)"),
-)
-# The only names of zones that mean one offset everywhere, beside those of places.
-PLAIN_ZONES = ("Z", "z", "UTC", "GMT")
-FREE_RANGE = (-(10**18), 10**18)
-RANGES = {"satisfaction_score": (1, 5)}
+# Wide enough to tell a number that no customer can have from what is no number.
+WIDE = "DECIMAL(38, 4)"
+OLDEST_BIRTH = "DATE '1900-01-01'"
+# A negative line is how order exports write a refund, whatever the size of it.
+SIGNED = ("quantity", "amount")
+IS_TURNED = "(event_type = 'purchase' AND (coalesce(quantity, 0) < 0 OR coalesce(amount, 0) < 0))"
 
 
-def as_text(expression: str, dtype: str, column: str) -> str:
-    """The text of a source value without blanks around it; NULL where it is missing.
-
-    An id that a tool has stored as a floating-point number is whole again, so that 17850.0 of one
-    file is 17850 of another.
-    """
-    text = f"CAST({expression} AS VARCHAR)"
-    if column in VERBATIM:
-        return text
-    if dtype in ("DOUBLE", "FLOAT"):
-        text = number_as_text(expression)
-    text = f"trim({text}, {BLANKS})"
-    if column in LOWER_CASE:
-        text = f"lower({text})"
-    if column.endswith("_id"):
-        text = f"regexp_replace({text}, '^(-?[0-9]{{1,15}})[.]0+$', '\\1')"
-    missing = ", ".join(f"'{word}'" for word in ("", *MISSING_WORDS))
-    return f"CASE WHEN {text} NOT IN ({missing}) THEN {text} END"
-
-
-def _instant(text: str) -> str:
-    """ISO text as DuckDB reads it, or NULL: digits after the microseconds are cut.
-
-    An offset may have blanks before it and no colon. Abbreviations of zones are refused: BST is
-    British, and Bangladesh's.
-    """
-    cut = f"regexp_replace({text}, '([.][0-9]{{6}})[0-9]+', '\\1')"
-    offset = "(:[0-9]{2}(?:[.][0-9]+)?) *([+-][0-9]{2}):?([0-9]{2})$"
-    whole = f"regexp_replace({cut}, '{offset}', '\\1\\2:\\3')"
-    zone = f"regexp_extract({text}, '(?:[0-9 ])([A-Za-z]+)$', 1)"
-    plain = ", ".join(f"'{zone}'" for zone in ("", *PLAIN_ZONES))
-    return f"CASE WHEN {zone} IN ({plain}) THEN {whole} END"
-
-
-def parsed(expression: str, text: str, source_dtype: str, column: Column) -> tuple[str, str]:
-    """How a source value becomes ours, and the condition under which it could not.
+def _parsed(given: str, text: str, source_dtype: str, column: Column, formats: Formats) -> str:
+    """SQL for a source's value as ours, not yet held to the column's limits; NULL where it is none.
 
     Text without a zone is UTC. Numbers keep every digit up to the column's scale; a fraction of a
-    piece, an infinity or a NaN is no number.
+    vote, an infinity or a NaN is no number.
 
     Args:
-        expression: The value.
+        given: The value.
         text: Its text, as `as_text` gives it; cheap, since it is used several times.
         source_dtype: DuckDB type of the value.
         column: Our column.
+        formats: How the source writes its columns.
     """
+    if column.dtype in TIMES:
+        if is_typed(source_dtype):
+            instant = f"TRY_CAST({given} AS {column.dtype})"
+        else:
+            instant = formats.times[column.name].value(text, column.dtype)
+        return f"CASE WHEN isfinite({instant}) THEN {instant} END"
+    if column.name == "event_type":
+        return event_type(text)
     if column.dtype == "VARCHAR":
-        return text, "false"
-    if column.dtype in (TIMESTAMPTZ, "DATE"):
-        typed = source_dtype.startswith(("TIMESTAMP", "DATE"))
-        given = expression if typed else _instant(text) if column.dtype == TIMESTAMPTZ else text
-        instant = f"TRY_CAST({given} AS {column.dtype})"
-        value = f"CASE WHEN isfinite({instant}) THEN {instant} END"
-    elif column.dtype == "BIGINT":
+        return text
+    if column.name in formats.numbers:
+        text = formats.numbers[column.name].value(text)
+    if column.dtype == "BIGINT":
         exact = f"TRY_CAST({text} AS DECIMAL(38, 15))"
-        low, high = RANGES.get(column.name, FREE_RANGE)
-        value = (
-            f"CASE WHEN {exact} = trunc({exact}) AND {exact} BETWEEN {low} AND {high} "
-            f"THEN TRY_CAST({exact} AS BIGINT) END"
-        )
-    elif column.dtype == "DOUBLE":
+        return f"CASE WHEN {exact} = trunc({exact}) THEN TRY_CAST({exact} AS BIGINT) END"
+    if column.dtype == "DOUBLE":
         number = f"TRY_CAST({text} AS DOUBLE)"
-        value = f"CASE WHEN isfinite({number}) THEN {number} END"
-    else:
-        value = f"TRY_CAST({text} AS {column.dtype})"
-    missing = text if source_dtype not in ("DOUBLE", "FLOAT") else expression
-    return value, f"({missing} IS NOT NULL AND ({value}) IS NULL)"
+        return f"CASE WHEN isfinite({number}) THEN {number} END"
+    return f"TRY_CAST({text} AS {WIDE if column.dtype.startswith('DECIMAL') else column.dtype})"
+
+
+def _within_limits(column: Column) -> str:
+    """SQL for whether a customer can have a value of a column."""
+    if column.name == "birth_date":
+        return f"birth_date BETWEEN {OLDEST_BIRTH} AND CAST(updated_at AS DATE)"
+    value = _unsigned(column.name)
+    limits = [f"{value} >= {column.minimum}"] if column.minimum is not None else []
+    limits += [f"{value} <= {column.maximum}"] if column.maximum is not None else []
+    return " AND ".join(limits) or "true"
+
+
+def _unsigned(name: str) -> str:
+    return f"abs({name})" if name in SIGNED else name
 
 
 def parse_query(
-    raw: RawTable, source: SourceTable, dtypes: dict[str, str], calendar: Calendar
+    raw: RawTable,
+    source: SourceTable,
+    dtypes: dict[str, str],
+    formats: Formats,
+    calendar: Calendar,
 ) -> str:
     """Every source row: its number, file and line, values as ours, slice and what is wrong with it.
+
+    `lost` names the columns whose value could not be used and is missing. Of events, `given_type`
+    is the type as the source has it, and `is_turned` whether a purchase is read as a refund.
 
     Args:
         raw: The table to parse for.
         source: The source's rows.
         dtypes: DuckDB type of each expression in `source.columns`.
+        formats: How the source writes its columns.
         calendar: Places rows in slices.
     """
-    givens: list[str] = []
-    texts: list[str] = []
-    values: list[str] = []
-    bad_row_time = "false"
-    bad_times: list[str] = []
-    bad_numbers: list[str] = []
+    givens, texts, values, limited = list[str](), list[str](), list[str](), list[str]()
+    bad_times, bad_numbers, beyond, lost = list[str](), list[str](), list[str](), list[str]()
     for column in raw.columns:
-        expression = source.columns.get(column.name)
+        expression, name = source.columns.get(column.name), column.name
+        given, text = f"given_{name}", f"text_{name}"
+        limits = _within_limits(column)
+        limited.append(f"CASE WHEN {limits} THEN {_unsigned(name)} END AS {name}")
         if expression is None:
-            values.append(f"CAST(NULL AS {column.dtype}) AS {column.name}")
+            texts.append(f"CAST(NULL AS VARCHAR) AS {text}")
+            values.append(f"CAST(NULL AS {column.dtype}) AS {name}")
             continue
-        given, text, dtype = f"given_{column.name}", f"text_{column.name}", dtypes[column.name]
         givens.append(f"({expression}) AS {given}")
-        texts.append(f"{as_text(given, dtype, column.name)} AS {text}")
-        value, bad = parsed(given, text, dtype, column)
-        values.append(f"{value} AS {column.name}")
-        is_time = column.dtype in (TIMESTAMPTZ, "DATE")
-        (bad_times if is_time else bad_numbers).append(bad)
-        if column.name == raw.timestamp:
-            bad_row_time = bad
-    start = utc(midnight(calendar.start))
+        texts.append(f"{as_text(given, dtypes[name], name)} AS {text}")
+        values.append(f"{_parsed(given, text, dtypes[name], column, formats)} AS {name}")
+        if column.dtype == "VARCHAR":
+            continue
+        if name in raw.essential:
+            bad = bad_times if column.dtype in TIMES else bad_numbers
+            bad.append(f"({text} IS NOT NULL AND {name} IS NULL)")
+            beyond.append(f"NOT ({limits})")
+        else:
+            unused = f"{text} IS NOT NULL AND ({name} IS NULL OR NOT ({limits}))"
+            lost.append(f"CASE WHEN {unused} THEN '{name}' END")
     first = f"DATE '{calendar.first_slice}'"
     future, last = "false", first
     if calendar.end is not None:
         future = f"{raw.timestamp} >= {utc(calendar.end)}"
         last = f"DATE '{calendar.last_slice}'"
-    early = f"{raw.timestamp} < {start}"
+    early = f"{raw.timestamp} < {utc(midnight(calendar.start))}"
     # A profile that is older than our history is still the customer's profile.
     before_start = "false" if raw is CUSTOMERS else early
-    amount = "amount < 0" if any(c.name == "amount" for c in raw.columns) else "false"
     place = "'' AS file, CAST(NULL AS BIGINT) AS line, CAST(NULL AS VARCHAR) AS unreadable"
     if source.located:
         place = "_file AS file, _line AS line, _unreadable AS unreadable"
+    negative, of_events = "false", ""
+    if raw is EVENTS:
+        negative = "amount < 0 AND event_type NOT IN ('purchase', 'refund')"
+        of_events = f", text_event_type AS given_type, {IS_TURNED} AS is_turned"
+        of_type = raw.source_columns.index("event_type")
+        limited[of_type] = f"CASE WHEN {IS_TURNED} THEN 'refund' ELSE event_type END AS event_type"
     return f"""
         SELECT row_number, file, coalesce(line, row_number) AS line, unreadable,
-            {", ".join(c.name for c in raw.columns)},
+            {", ".join(limited)},
             CASE WHEN {raw.timestamp} IS NULL OR {early} THEN {first} WHEN {future} THEN {last}
                 ELSE {calendar.slice_of(raw.timestamp)} END AS slice,
             CASE WHEN unreadable IS NOT NULL THEN 'unreadable_row'
                 WHEN customer_id IS NULL THEN 'missing_customer_id'
-                WHEN {raw.timestamp} IS NULL AND NOT bad_row_time THEN 'missing_timestamp'
-                WHEN bad_time THEN 'unparseable_timestamp'
-                WHEN bad_number THEN 'unparseable_number'
-                WHEN {amount} THEN 'negative_amount'
+                WHEN text_{raw.timestamp} IS NULL THEN 'missing_timestamp'
+                WHEN {" OR ".join(bad_times)} THEN 'unparseable_timestamp'
+                WHEN {" OR ".join(bad_numbers) or "false"} THEN 'unparseable_number'
+                WHEN {negative} THEN 'negative_amount'
+                WHEN {" OR ".join(beyond)} THEN 'out_of_range'
                 WHEN {before_start} THEN 'before_start'
                 WHEN {future} THEN 'future_timestamp' END AS reason,
-            ({raw.timestamp} IS NOT NULL AND NOT ({before_start}) AND NOT ({future})) AS in_period
-        FROM (SELECT row_number, file, line, unreadable, {", ".join(values)},
-                {bad_row_time} AS bad_row_time,
-                ({" OR ".join(bad_times) or "false"}) AS bad_time,
-                ({" OR ".join(bad_numbers) or "false"}) AS bad_number
+            ({raw.timestamp} IS NOT NULL AND NOT ({before_start}) AND NOT ({future})) AS in_period,
+            list_filter([{", ".join(lost) or "NULL"}], lambda name: name IS NOT NULL) AS lost
+            {of_events}
+        FROM (SELECT *, {", ".join(values)}
             FROM (SELECT *, {", ".join(texts)}
                 FROM (SELECT row_number() OVER () AS row_number, {place}, {", ".join(givens)}
+                    FROM {source.relation} AS source_rows)))
+    """
+
+
+def times_query(
+    raw: RawTable,
+    source: SourceTable,
+    dtypes: dict[str, str],
+    formats: Formats,
+    end: dt.datetime,
+) -> str:
+    """Of all rows of a source: how many, with a usable time, at or after `end`, the first without.
+
+    Args:
+        raw: The table to parse for.
+        source: The source's rows.
+        dtypes: DuckDB type of each expression in `source.columns`.
+        formats: How the source writes its columns.
+        end: The end of the newest slice.
+    """
+    name = raw.timestamp
+    column = next(column for column in raw.columns if column.name == name)
+    file, line = ("_file", "_line") if source.located else ("''", "row_number() OVER ()")
+    shown = """coalesce(text, 'missing') || ' (' || CASE WHEN file = '' THEN 'row '
+        ELSE file || ':' END || line || ')'"""
+    return f"""
+        SELECT count(*), count(instant), count(*) FILTER (WHERE instant >= {utc(end)}),
+            arg_min({shown}, (file, line)) FILTER (WHERE instant IS NULL)
+        FROM (SELECT *, {_parsed("given", "text", dtypes[name], column, formats)} AS instant
+            FROM (SELECT *, {as_text("given", dtypes[name], name)} AS text
+                FROM (SELECT ({source.columns[name]}) AS given, {file} AS file, {line} AS line
                     FROM {source.relation} AS source_rows)))
     """

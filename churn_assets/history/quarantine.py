@@ -22,6 +22,7 @@ REASONS = (
     "unparseable_timestamp",
     "unparseable_number",
     "negative_amount",
+    "out_of_range",
     "duplicate_id",
     "before_start",
     "future_timestamp",

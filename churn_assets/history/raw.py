@@ -17,25 +17,22 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, utc_now
-from churn_assets.history.parsing import as_text, parse_query, parsed
+from churn_assets.history.findings import Findings, find, require_times
+from churn_assets.history.formats import find_formats
+from churn_assets.history.parsing import parse_query, times_query
 from churn_assets.history.quarantine import QUARANTINED_ROWS, quarantine_metadata
 from churn_assets.sources.rows import OURS
 from churn_assets.sources.source import Source, SourceTable
-from churn_assets.sources.tables import EVENT_TYPES, EVENTS, RAW_TABLES, RawTable
+from churn_assets.sources.tables import EVENTS, RAW_TABLES, RawTable
 from churn_assets.stores.offline import OfflineStore, Query, row_count
 from churn_assets.stores.provenance import current_provenance
-from churn_assets.stores.sql import utc
 from churn_assets.stores.tables import Table
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-# What a missing value of a column means, and how categories are normalised.
+# What a missing value of a column means.
 EVENT_DEFAULTS = {
-    "event_type": (
-        "CASE WHEN event_type = 'browse' THEN 'page_view' "
-        f"WHEN event_type IN {EVENT_TYPES} THEN event_type ELSE 'other' END"
-    ),
     "order_id": (
         "CASE WHEN event_type IN ('purchase', 'refund') THEN coalesce(order_id, event_id) "
         "ELSE order_id END"
@@ -51,22 +48,35 @@ def ingest(
     source: SourceTable | None,
     calendar: Calendar,
     keys: Sequence[str],
-) -> None:
+) -> Findings:
     """Fill `valid_rows` with the table's rows of the slices, add rejected ones to `rejected_rows`.
 
     Both are temporary tables of the connection. `rejected_rows` has the columns of
     `quarantined_rows` and must exist; `valid_rows` is made anew.
+
+    Returns:
+        What is to be said of the rows.
+
+    Raises:
+        Refused: Nobody can tell how the source writes a column that rows need.
+        ValueError: Most rows have no usable time.
     """
     if source is None:
         connection.execute(f"CREATE OR REPLACE TEMP TABLE valid_rows AS {raw.table.empty()}")
-        return
+        return Findings()
     expressions = ", ".join(f"({sql}) AS {name}" for name, sql in source.columns.items())
     described = connection.execute(f"DESCRIBE SELECT {expressions} FROM {source.relation}")
     dtypes = {name.lower(): dtype for name, dtype, *_ in described.fetchall()}
+    formats = find_formats(connection, raw, source, dtypes)
+    parsed = parse_query(raw, source, dtypes, formats, calendar)
+    rows, usable, pending, unusable = connection.execute(
+        times_query(raw, source, dtypes, formats, calendar.slice_window(keys[-1])[1])
+    ).fetchall()[0]
+    require_times(raw, rows, usable, unusable)
     dates = ", ".join(f"DATE '{key}'" for key in keys)
     connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE parsed_rows AS SELECT * FROM "
-        f"({parse_query(raw, source, dtypes, calendar)}) WHERE slice IN ({dates})"
+        f"CREATE OR REPLACE TEMP TABLE parsed_rows AS SELECT * FROM ({parsed}) "
+        f"WHERE slice IN ({dates})"
     )
     if raw.generated_id:
         _generate_ids(connection, raw)
@@ -94,7 +104,9 @@ def ingest(
                 FROM {rows} AS source_rows) USING (row_number)
             WHERE reason IS NOT NULL"""
         )
+    findings = find(connection, raw, source, formats, pending)
     connection.execute("DROP TABLE parsed_rows")
+    return findings
 
 
 def _generate_ids(connection: "DuckDBPyConnection", raw: RawTable) -> None:
@@ -114,32 +126,26 @@ def _generate_ids(connection: "DuckDBPyConnection", raw: RawTable) -> None:
 
 
 def _mark_duplicates(connection: "DuckDBPyConnection", raw: RawTable) -> None:
-    """Reject all but the first row of an id within a slice, by timestamp and then file order."""
-    key = ", ".join(raw.key)
+    """Reject all but the first row of an id within a slice, by timestamp and then file order.
+
+    A default of a part of the id counts as what it stands for.
+    """
+    defaults = EVENT_DEFAULTS if raw is EVENTS else {}
+    key = ["key_slice", *(f"key_{name}" for name in raw.key)]
+    values = ["slice AS key_slice", *(f"{defaults.get(n, n)} AS key_{n}" for n in raw.key)]
+    identified = (
+        f"SELECT row_number, {raw.timestamp}, {', '.join(values)} FROM parsed_rows "
+        "WHERE reason IS NULL"
+    )
+    same = " AND ".join(f"identified.{name} IS NOT DISTINCT FROM repeated.{name}" for name in key)
     connection.execute(
         f"""UPDATE parsed_rows SET reason = 'duplicate_id' WHERE row_number IN (
-            SELECT row_number FROM parsed_rows
-            SEMI JOIN (SELECT slice, {key} FROM parsed_rows WHERE reason IS NULL
-                GROUP BY ALL HAVING count(*) > 1) USING (slice, {key})
-            WHERE reason IS NULL
+            SELECT row_number FROM ({identified}) AS identified
+            SEMI JOIN (SELECT {", ".join(key)} FROM ({identified})
+                GROUP BY ALL HAVING count(*) > 1) AS repeated ON {same}
             QUALIFY row_number() OVER (
-                PARTITION BY slice, {key} ORDER BY {raw.timestamp}, row_number) > 1)"""
+                PARTITION BY {", ".join(key)} ORDER BY {raw.timestamp}, row_number) > 1)"""
     )
-
-
-def _pending(
-    connection: "DuckDBPyConnection", raw: RawTable, source: SourceTable, end: dt.datetime
-) -> int:
-    """Source rows at or after `end`: they wait for their slice to be over."""
-    column = next(c for c in raw.columns if c.name == raw.timestamp)
-    expression = f"({source.columns[raw.timestamp]})"
-    described = connection.execute(f"DESCRIBE SELECT {expression} AS t FROM {source.relation}")
-    dtype = described.fetchall()[0][1]
-    value, _ = parsed(expression, as_text(expression, dtype, column.name), dtype, column)
-    rows = connection.execute(
-        f"SELECT count(*) FROM {source.relation} AS source_rows WHERE {value} >= {utc(end)}"
-    )
-    return int(rows.fetchall()[0][0])
 
 
 def assets(
@@ -195,34 +201,26 @@ def assets(
                     ingested[raw_table.source_name] = stored_rows(store, raw_table, keys)
                     continue
                 source_table = source.read(connection, raw_table, begin, end)
-                ingest(connection, raw_table, source_table, calendar, keys)
+                findings = ingest(connection, raw_table, source_table, calendar, keys)
                 counts = connection.execute(
                     "SELECT CAST(slice AS VARCHAR), count(*) FROM valid_rows GROUP BY 1"
                 ).fetchall()
                 ingested[raw_table.source_name] = dict(counts)
+                shown = {key: dict(findings.metadata.get(key, {})) for key in keys}
                 if source_table is None:
                     context.log.info(f"{name}: the source has no such table")
                 else:
-                    for file in source_table.unread:
-                        context.log.warning(f"{file.name} is not read: {file.reason}")
-                    if newest in keys and calendar.end is None and name in selected:
-                        newest_end = calendar.slice_window(newest)[1]
-                        pending = _pending(connection, raw_table, source_table, newest_end)
-                        context.add_asset_metadata({"pending_rows": pending}, name, newest)
+                    unread = [f"{f.name} is not read: {f.reason}" for f in source_table.unread]
+                    for warning in (*unread, *findings.warnings):
+                        context.log.warning(warning)
+                    if newest in keys and calendar.end is None:
+                        shown[newest]["pending_rows"] = findings.pending
                 query = Query(["SELECT * FROM valid_rows"], connection)
-                if name in selected:
-                    yield dg.Output(query, name)
-                else:
-                    publish_unasked(context, store, calendar, raw_table.table, query, {})
+                yield from hand_over(context, store, calendar, raw_table.table, query, shown)
                 connection.execute("DROP TABLE valid_rows")
-            shown = quarantine_metadata(connection, ingested, keys)
             query = Query(["SELECT * FROM rejected_rows"], connection)
-            if QUARANTINED_ROWS.name in selected:
-                for key, metadata in shown.items():
-                    context.add_asset_metadata(metadata, QUARANTINED_ROWS.name, key)
-                yield dg.Output(query, QUARANTINED_ROWS.name)
-            else:
-                publish_unasked(context, store, calendar, QUARANTINED_ROWS, query, shown)
+            shown = quarantine_metadata(connection, ingested, keys)
+            yield from hand_over(context, store, calendar, QUARANTINED_ROWS, query, shown)
 
     return [raw]
 
@@ -256,6 +254,33 @@ def stored_rows(store: OfflineStore, raw_table: RawTable, keys: Sequence[str]) -
     """The rows of each slice that a table has already."""
     table = raw_table.table
     return {key: row_count(store.path(table, key)) for key in keys if store.has(table, key)}
+
+
+def hand_over(
+    context: dg.AssetExecutionContext,
+    store: OfflineStore,
+    calendar: Calendar,
+    table: Table,
+    query: Query,
+    shown: Mapping[str, Mapping[str, Any]],
+) -> Iterator[dg.Output[Query]]:
+    """Give a table to the IO manager, or publish it where the run was not asked for it.
+
+    Args:
+        context: The run.
+        store: Where the table is.
+        calendar: Where partitions lie.
+        table: The table.
+        query: Its rows in the slices of the run.
+        shown: What Dagster shows of each slice beside its rows.
+    """
+    if dg.AssetKey(table.name) not in context.selected_asset_keys:
+        publish_unasked(context, store, calendar, table, query, shown)
+        return
+    for key, metadata in shown.items():
+        if metadata:
+            context.add_asset_metadata(dict(metadata), table.name, key)
+    yield dg.Output(query, table.name)
 
 
 def publish_unasked(

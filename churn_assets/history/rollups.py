@@ -20,7 +20,7 @@ from churn_assets.stores.offline import Query, Scan, buckets
 from churn_assets.stores.tables import CUSTOMER_ID, SLICE, Column, Table, sql_version
 
 DAY = Column("day", "INTEGER", "UTC day", "days since 1970-01-01")
-MONEY_SUM = "DECIMAL(38, 4)"
+SUM = "DECIMAL(38, 4)"
 
 DAILY_ACTIVITY = Table(
     "daily_activity",
@@ -41,7 +41,7 @@ DAILY_ACTIVITY = Table(
         Column("first_event_us", "BIGINT", "First event", "µs since 1970-01-01"),
         Column("last_event_us", "BIGINT", "Last event", "µs since 1970-01-01"),
         Column("amount_events", "BIGINT", "Events with an amount other than 0", "events"),
-        Column("amount_sum", MONEY_SUM, "Their total amount", "currency"),
+        Column("amount_sum", SUM, "Their total amount", "currency"),
         Column("amount_sum_squares", "DECIMAL(38, 8)", "Total of squares", "currency²"),
         Column("amount_max", "DECIMAL(18, 4)", "Their largest amount", "currency"),
         Column("amount_min", "DECIMAL(18, 4)", "Their smallest amount", "currency"),
@@ -58,9 +58,9 @@ DAILY_ORDERS = Table(
         DAY,
         Column("purchase_orders", "BIGINT", "Distinct orders with a purchase line", "orders"),
         Column("refund_orders", "BIGINT", "Distinct orders with a refund line", "orders"),
-        Column("purchase_quantity", "BIGINT", "Pieces purchased", "pieces"),
-        Column("purchase_amount", MONEY_SUM, "Total of purchase lines", "currency"),
-        Column("refund_amount", MONEY_SUM, "Total of refund lines", "currency"),
+        Column("purchase_quantity", SUM, "Pieces purchased", "pieces"),
+        Column("purchase_amount", SUM, "Total of purchase lines", "currency"),
+        Column("refund_amount", SUM, "Total of refund lines", "currency"),
         Column("first_purchase_us", "BIGINT", "First purchase line", "µs since 1970-01-01"),
         Column("last_purchase_us", "BIGINT", "Last purchase line", "µs since 1970-01-01"),
     ),
@@ -75,8 +75,8 @@ DAILY_PRODUCTS = Table(
         SLICE,
         DAY,
         Column("product_id", "VARCHAR", "A product that was purchased"),
-        Column("purchase_quantity", "BIGINT", "Pieces purchased", "pieces"),
-        Column("purchase_amount", MONEY_SUM, "Total of its purchase lines", "currency"),
+        Column("purchase_quantity", SUM, "Pieces purchased", "pieces"),
+        Column("purchase_amount", SUM, "Total of its purchase lines", "currency"),
     ),
     partitioned_by="slice",
     moment=f"CAST(day AS BIGINT) * {DAY_US}",

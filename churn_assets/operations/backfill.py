@@ -7,6 +7,7 @@ A refresh makes the stale partitions again and no others.
 
 import datetime as dt
 import getpass
+import logging
 import os
 import threading
 import time
@@ -230,7 +231,14 @@ def run_batch(
     instance: dg.DagsterInstance,
     on_step: Callable[[str, str], None],
 ) -> None:
-    """Run one batch in this process and report every step as it starts, succeeds or fails.
+    """Run one batch in this process and report what happens.
+
+    Args:
+        batch: The run.
+        defs: The code location.
+        instance: Keeps its events.
+        on_step: Is told of every step that starts, succeeds or fails (`started`, `done`, `failed`),
+            and of every warning of an asset or a check (`warned`), with its text for the step.
 
     Raises:
         BackfillFailed: The run failed.
@@ -273,23 +281,36 @@ def _report(
         dg.DagsterEventType.STEP_SUCCESS: "done",
         dg.DagsterEventType.STEP_FAILURE: "failed",
     }
+    checks: dict[str, list[dg.AssetCheckEvaluation]] = {}
     cursor: str | None = None
     last_look = False
     while True:
         try:
-            connection = instance.get_records_for_run(run_id, cursor, set(names))
+            connection = instance.get_records_for_run(run_id, cursor)
         except OperationalError:  # the run meets it too, and says so
             return
         cursor = connection.cursor
         for record in connection.records:
-            event = record.event_log_entry.dagster_event
-            if event is not None and event.step_key:
+            entry = record.event_log_entry
+            event = entry.dagster_event
+            if event is None:
+                if entry.level == logging.WARNING:
+                    on_step(entry.user_message, "warned")
+            elif event.step_key and event.event_type in names:
                 on_step(event.step_key, names[event.event_type])
+            elif event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+                check = event.asset_check_evaluation_data
+                if not check.passed and check.severity == dg.AssetCheckSeverity.WARN:
+                    checks.setdefault(check.asset_key.to_user_string(), []).append(check)
         if last_look:
-            return
+            break
         last_look = done.is_set()
         if not last_look:
             time.sleep(0.2)
+    for asset, found in checks.items():
+        partition = f" {found[0].partition}" if found[0].partition else ""
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        on_step(f"{asset}{partition}{more}: {found[0].description}", "warned")
 
 
 def _failure(batch: Batch, result: Any) -> str:

@@ -112,7 +112,7 @@ def schema_findings(path: Path, table: Table) -> str:
 def primary_key(subject: Subject) -> str:
     """Keys that are not unique, lack a value, or belong to another partition than the file."""
     table = subject.table
-    missing = " OR ".join(f"{column} IS NULL" for column in table.key)
+    missing = " OR ".join(f"{c} IS NULL" for c in table.key if c != table.optional_key)
     own = f"coalesce(CAST({table.partitioned_by} AS VARCHAR), '')" if table.partitioned_by else "''"
     return f"""
         SELECT part,
@@ -294,7 +294,8 @@ def rules_of(table: Table) -> list[Rule]:
         SCHEMA,
         Rule(
             "primary_key",
-            f"{', '.join(table.primary_key)}: unique, never NULL, of this partition.",
+            f"{', '.join(table.primary_key)}: unique, not NULL"
+            f"{f' but {table.optional_key}' if table.optional_key else ''}, of this partition.",
             primary_key,
         ),
         *([_VALUES] if any(map(_limits, table.columns)) else []),

@@ -1,4 +1,4 @@
-"""What a backfill shows while it runs: a bar per run, and a line when the run is over."""
+"""What a backfill shows while it runs: a bar per run, its warnings, a line when the run is over."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def shown_progress(console: "Console", batch: Batch) -> Iterator[Callable[[str, str], None]]:
+    from rich.markup import escape
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     began = utc_now()
@@ -31,6 +32,9 @@ def shown_progress(console: "Console", batch: Batch) -> Iterator[Callable[[str, 
         task = progress.add_task(batch.label, total=batch.steps, step="")
 
         def on_step(step: str, what: str) -> None:
+            if what == "warned":
+                progress.console.print(f"[yellow]![/yellow] {escape(step)}", highlight=False)
+                return
             if what == "started":
                 running.append(step)
             else:

@@ -19,6 +19,12 @@ FORMATS = {
 }
 ENDINGS = tuple(ending for endings in FORMATS.values() for ending in endings)
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".zip")
+# Files whose numbers have a decimal point, because their format says so.
+WITH_DECIMAL_POINT = (
+    "[.]("
+    + "|".join(ending[1:] for name in ("json", "workbook") for ending in FORMATS[name])
+    + ")([.](gz|zst|bz2|zip))?$"
+)
 # What a writer leaves beside its files: `_SUCCESS`, `.part-0.crc`, `.DS_Store`.
 MARKERS = ("_", ".")
 

@@ -1,8 +1,9 @@
 """Source `online_retail`: the UCI Online Retail data as published, workbook, CSV or Parquet.
 
 One row per invoice line; an invoice whose number starts with C is a refund of its lines. Amounts
-are Quantity times UnitPrice, exact, and positive for both. There are no events but purchases and
-refunds, and no profiles, reviews or surveys. Source: Chen, Sain and Guo (2012), CC BY 4.0.
+are Quantity times UnitPrice, exact; negative ones are refunds, as they are of any source. There
+are no events but purchases and refunds, and no profiles, reviews or surveys.
+Source: Chen, Sain and Guo (2012), CC BY 4.0.
 """
 
 import datetime as dt
@@ -21,21 +22,11 @@ if TYPE_CHECKING:
 
 COLUMNS = ("InvoiceNo", "StockCode", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID")
 
-# The published CSV writes dates as 12/1/2010 8:26; the workbook and Parquet have real ones.
-TIMESTAMP = (
-    "coalesce(CAST(try_strptime(CAST(InvoiceDate AS VARCHAR), '%m/%d/%Y %H:%M') AS VARCHAR), "
-    "CAST(InvoiceDate AS VARCHAR))"
-)
 REFUND = "starts_with(upper(CAST(InvoiceNo AS VARCHAR)), 'C')"
-SIGN = f"CASE WHEN {REFUND} THEN -1 ELSE 1 END"
-# A cast to a whole number would round a fraction, which `raw` is to refuse.
-PIECES = "TRY_CAST(Quantity AS DECIMAL(18, 6))"
 # What cannot be multiplied stays text, which `raw` finds to be no number.
-AMOUNT = f"""CASE WHEN Quantity IS NOT NULL OR UnitPrice IS NOT NULL THEN coalesce(
-    CAST({SIGN} * {PIECES} * TRY_CAST(UnitPrice AS DECIMAL(18, 4)) AS VARCHAR),
+AMOUNT = """CASE WHEN Quantity IS NOT NULL OR UnitPrice IS NOT NULL THEN coalesce(
+    CAST(TRY_CAST(Quantity AS DECIMAL(18, 4)) * TRY_CAST(UnitPrice AS DECIMAL(18, 4)) AS VARCHAR),
     concat('Quantity ', Quantity, ' of UnitPrice ', UnitPrice)) END"""
-QUANTITY = f"""coalesce(
-    CAST({SIGN} * {PIECES} AS VARCHAR), CAST(Quantity AS VARCHAR))"""
 
 
 @dataclass(frozen=True)
@@ -61,11 +52,11 @@ class OnlineRetail:
             lines,
             {
                 "customer_id": "CustomerID",
-                "event_timestamp": TIMESTAMP,
+                "event_timestamp": "InvoiceDate",
                 "event_type": f"CASE WHEN {REFUND} THEN 'refund' ELSE 'purchase' END",
                 "order_id": "InvoiceNo",
                 "product_id": "StockCode",
-                "quantity": QUANTITY,
+                "quantity": "Quantity",
                 "amount": AMOUNT,
             },
             located=True,

@@ -20,7 +20,8 @@ EVENT_TYPES = (
 )
 
 TIMESTAMPTZ = "TIMESTAMP WITH TIME ZONE"
-AMOUNT = "DECIMAL(18, 4)"
+DECIMAL = "DECIMAL(18, 4)"
+MOST_VOTES = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class RawTable:
         key: The columns that identify a row; a second row with the same key is a duplicate.
         required_columns: Columns without which the source is refused.
         required: Whether a source must have this table at all.
+        essential: Columns whose bad value costs the row; of others it costs only the value.
         generated_id: A column that is filled from the row's content where it is missing.
+        optional_key: A column of the key that may be missing.
     """
 
     source_name: str
@@ -42,8 +45,10 @@ class RawTable:
     timestamp: str
     key: tuple[str, ...]
     required_columns: frozenset[str]
+    essential: frozenset[str]
     required: bool = False
     generated_id: str | None = None
+    optional_key: str | None = None
 
     @property
     def table(self) -> Table:
@@ -51,6 +56,7 @@ class RawTable:
         return Table(
             f"raw_{self.source_name}",
             key=tuple(dict.fromkeys((self.timestamp, *self.key))),
+            optional_key=self.optional_key,
             columns=(first, SLICE, *others),
             partitioned_by="slice",
             refuse_shrinking=True,
@@ -75,14 +81,30 @@ EVENTS = RawTable(
             "order_id", "VARCHAR", "Order of a purchase or refund line; its event_id if missing"
         ),
         Column("product_id", "VARCHAR", "The product"),
-        Column("quantity", "BIGINT", "Pieces; 1 where missing", "pieces"),
-        Column("amount", AMOUNT, "Line total, never negative; 0 where missing", "currency"),
+        Column(
+            "quantity",
+            DECIMAL,
+            "Pieces, or parts of one; 1 where missing",
+            "pieces",
+            minimum=0,
+            maximum=1_000_000,
+        ),
+        Column(
+            "amount",
+            DECIMAL,
+            "Line total; 0 where missing",
+            "currency",
+            minimum=0,
+            maximum=10_000_000_000,
+        ),
     ),
     timestamp="event_timestamp",
-    key=("event_id",),
+    key=("customer_id", "order_id", "event_id"),
     required_columns=frozenset({"customer_id", "event_timestamp", "event_type"}),
+    essential=frozenset({"event_timestamp", "quantity", "amount"}),
     required=True,
     generated_id="event_id",
+    optional_key="order_id",
 )
 CUSTOMERS = RawTable(
     source_name="customers",
@@ -102,6 +124,7 @@ CUSTOMERS = RawTable(
     timestamp="updated_at",
     key=("customer_id", "updated_at"),
     required_columns=frozenset({"customer_id", "updated_at"}),
+    essential=frozenset({"updated_at"}),
 )
 REVIEWS = RawTable(
     source_name="reviews",
@@ -110,14 +133,29 @@ REVIEWS = RawTable(
         Column("review_id", "VARCHAR", "Identifies the review; a hash of the row where missing"),
         Column("product_id", "VARCHAR", "The reviewed product"),
         Column("review_timestamp", TIMESTAMPTZ, "When it was written", "UTC"),
-        Column("rating", "DOUBLE", "Stars", "1 to 5"),
+        Column("rating", "DOUBLE", "Stars", "stars", minimum=1, maximum=5),
         Column("text", "VARCHAR", "The unmodified text"),
-        Column("helpful_votes", "BIGINT", "Votes that found it helpful", "votes"),
-        Column("total_votes", "BIGINT", "All votes", "votes"),
+        Column(
+            "helpful_votes",
+            "BIGINT",
+            "Votes that found it helpful",
+            "votes",
+            minimum=0,
+            maximum=MOST_VOTES,
+        ),
+        Column(
+            "total_votes",
+            "BIGINT",
+            "All votes",
+            "votes",
+            minimum=0,
+            maximum=MOST_VOTES,
+        ),
     ),
     timestamp="review_timestamp",
     key=("review_id",),
     required_columns=frozenset({"customer_id", "review_timestamp"}),
+    essential=frozenset({"review_timestamp"}),
     generated_id="review_id",
 )
 SATISFACTION = RawTable(
@@ -125,10 +163,11 @@ SATISFACTION = RawTable(
     columns=(
         CUSTOMER_ID,
         Column("surveyed_at", TIMESTAMPTZ, "When the customer answered", "UTC"),
-        Column("satisfaction_score", "BIGINT", "The answer", "1 to 5"),
+        Column("satisfaction_score", "BIGINT", "The answer", "points", minimum=1, maximum=5),
     ),
     timestamp="surveyed_at",
     key=("customer_id", "surveyed_at"),
     required_columns=frozenset({"customer_id", "surveyed_at", "satisfaction_score"}),
+    essential=frozenset({"surveyed_at", "satisfaction_score"}),
 )
 RAW_TABLES = (EVENTS, CUSTOMERS, REVIEWS, SATISFACTION)

@@ -45,6 +45,7 @@ class Table:
         columns: All columns in file order, the partition column included.
         partitioned_by: `slice`, `cutoff`, or None for a table without partitions.
         refuse_shrinking: Whether a partition may be replaced by one with fewer rows only on demand.
+        optional_key: A column of the key that may be missing.
         moment: SQL for the newest moment that a row tells of, in microseconds since 1970: it lies
             within the row's slice. Of tables that are partitioned by slice.
     """
@@ -54,6 +55,7 @@ class Table:
     columns: tuple[Column, ...]
     partitioned_by: str | None = "cutoff"
     refuse_shrinking: bool = False
+    optional_key: str | None = None
     moment: str | None = None
 
     @property

@@ -1,0 +1,35 @@
+"""The text of a source's value: the same one whatever format and tool it went through.
+
+Pure SQL text.
+"""
+
+from churn_assets.sources.source import number_as_text
+
+LOWER_CASE = {"event_type", "channel"}
+VERBATIM = {"text"}
+BLANKS = "' ' || chr(9) || chr(10) || chr(13) || chr(160)"
+# What tools write where there is no value. Not NA, which is Namibia.
+MISSING_WORDS = (
+    *("NULL", "null", "Null", "None", "nan", "NaN", "NAN", "NaT", "\\N", "N/A", "n/a", "#N/A"),
+    *("<NA>", "undefined", "(not set)"),
+)
+
+
+def as_text(expression: str, dtype: str, column: str) -> str:
+    """The text of a source value without blanks around it; NULL where it is missing.
+
+    An id that a tool has stored as a floating-point number is whole again, so that 17850.0 of one
+    file is 17850 of another.
+    """
+    text = f"CAST({expression} AS VARCHAR)"
+    if column in VERBATIM:
+        return text
+    if dtype in ("DOUBLE", "FLOAT"):
+        text = number_as_text(expression)
+    text = f"trim({text}, {BLANKS})"
+    if column in LOWER_CASE:
+        text = f"lower({text})"
+    if column.endswith("_id"):
+        text = f"regexp_replace({text}, '^(-?[0-9]{{1,15}})[.]0+$', '\\1')"
+    missing = ", ".join(f"'{word}'" for word in ("", *MISSING_WORDS))
+    return f"CASE WHEN {text} NOT IN ({missing}) THEN {text} END"

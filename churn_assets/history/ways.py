@@ -1,0 +1,28 @@
+"""In how many ways a column is written, and one value of each."""
+
+from dataclasses import dataclass
+
+
+class Refused(ValueError):
+    """Nobody can tell how a column is written; the message shows its values and what to write."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way in which values of a column are written.
+
+    Args:
+        name: What `numbers` or `times` call it.
+        example: The first of its values.
+        place: The file and line of that.
+    """
+
+    name: str
+    example: str
+    place: str
+
+
+def shown(way: Way) -> str:
+    """Its first value and where it is."""
+    example = way.example if len(way.example) <= 40 else way.example[:40] + "…"
+    return f"{example} ({way.place})"
