@@ -68,7 +68,7 @@ amounts = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     amounts,
     st.sampled_from(sorted(NUMBER_WRITERS)),
@@ -191,7 +191,7 @@ instants = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(instants, st.sampled_from(sorted(TIME_WRITERS)))
 def test_a_column_of_times_is_read_as_it_was_written_or_refused(
     times: list[dt.datetime], writer: str
@@ -204,7 +204,7 @@ def test_a_column_of_times_is_read_as_it_was_written_or_refused(
             assert all(t.day <= 12 and t.month <= 12 for t in times)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(instants, st.sampled_from(["seconds", "milliseconds", "microseconds", "nanoseconds"]))
 def test_numbers_of_parquet_are_read_as_text_is(times: list[dt.datetime], writer: str) -> None:
     assert events("event_timestamp", [int(TIME_WRITERS[writer](t)) for t in times]) == times
