@@ -14,7 +14,7 @@ from churn_assets.history.formats import TIMES, Formats, is_typed
 from churn_assets.history.values import as_text
 from churn_assets.sources.source import SourceTable
 from churn_assets.sources.tables import CUSTOMERS, EVENTS, RawTable
-from churn_assets.stores.sql import utc
+from churn_assets.stores.sql import once, utc
 from churn_assets.stores.tables import Column
 
 # Wide enough to tell a number that no customer can have from what is no number.
@@ -43,7 +43,7 @@ def _parsed(given: str, text: str, source_dtype: str, column: Column, formats: F
             instant = f"TRY_CAST({given} AS {column.dtype})"
         else:
             instant = formats.times[column.name].value(text, column.dtype)
-        return f"CASE WHEN isfinite({instant}) THEN {instant} END"
+        return once(instant, lambda value: f"CASE WHEN isfinite({value}) THEN {value} END")
     if column.name == "event_type":
         return event_type(text)
     if column.dtype == "VARCHAR":

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from churn_assets.history.ways import Refused, Way, shown
+from churn_assets.stores.sql import once
 
 # The only names of zones that mean one offset everywhere, beside those of places.
 PLAIN_ZONES = ("Z", "z", "UTC", "GMT")
@@ -94,7 +95,7 @@ def time_way(text: str) -> str:
         for order in ("DMY", "MDY")
     )
     return f"""CASE
-        WHEN regexp_matches({text}, '^[0-9]{{4}}-') THEN '{ISO}'
+        WHEN regexp_matches({text}, '^[0-9]{{4}}-.*[^Mm.]$') THEN '{ISO}'
         WHEN regexp_full_match({text}, '{NUMBER}') THEN CASE
             WHEN {_compact(text)} IS NOT NULL THEN '{COMPACT}'
             WHEN {number} >= {FIRST_SERIAL} AND {number} < {LAST_SERIAL} THEN '{SERIAL}'
@@ -107,7 +108,8 @@ def time_way(text: str) -> str:
                 WHEN TRY_CAST({_ordered(text, "YMD")} AS DATE) IS NULL THEN ''
                 ELSE ' YMD' END || CASE WHEN length({year}) = 2
                     THEN '|' || {first} || '|' || {year} ELSE '' END END
-        WHEN regexp_matches({text}, '[A-Za-z]{{3}}|^[0-9]{{4}}[.]') THEN '{SPELLED}'
+        WHEN regexp_matches({text}, '[A-Za-z]{{3}}|[AaPp][.]?[Mm][.]?$|^[0-9]{{4}}[.]')
+            THEN '{SPELLED}'
         ELSE '{ISO}' END"""
 
 
@@ -126,7 +128,7 @@ def _instant(text: str) -> str:
 
 
 def _of_twelve_hours(text: str) -> str:
-    """ISO text whose hours may go on twice a day, with hours as ISO has them."""
+    """ISO text with hours from 0 to 23, where it may have a.m. or p.m."""
     afternoon = r"^(.*[T ])([0-9]{1,2})(:[0-9]{2}.*?) *([AaPp])[.]?[Mm][.]?$"
     hour = f"TRY_CAST({_part(text, afternoon, 2)} AS INTEGER)"
     noon = f"CASE WHEN upper({_part(text, afternoon, 4)}) = 'P' THEN 12 ELSE 0 END"
@@ -193,13 +195,13 @@ class TimeFormat:
             serial = f"CASE WHEN {bounds} THEN CAST({instant} AS {dtype}) END"
             cases.append(f"WHEN {_is_number(text)} THEN {serial}")
         if DATE in self.ways:
-            date = "NULL"
+            date = "CAST(NULL AS VARCHAR)"
             if self.order:
                 date = f"{_ordered(text, self.order)} || ' ' || {_part(text, THREE_NUMBERS, 4)}"
-            date = _cast(f"rtrim({date})", dtype)
-            cases.append(f"WHEN regexp_matches({text}, '{THREE_NUMBERS}') THEN {date}")
-        rest = f"rtrim({_spelled(text)})" if SPELLED in self.ways else text
-        other = _cast(rest, dtype)
+            cases.append(
+                f"WHEN regexp_matches({text}, '{THREE_NUMBERS}') THEN {_spoken(date, dtype)}"
+            )
+        other = _spoken(_spelled(text), dtype) if SPELLED in self.ways else _cast(text, dtype)
         return f"CASE {' '.join(cases)} ELSE {other} END" if cases else other
 
 
@@ -207,11 +209,16 @@ def _is_number(text: str) -> str:
     return f"regexp_full_match({text}, '{NUMBER}')"
 
 
+def _spoken(text: str, dtype: str) -> str:
+    """As `_cast`, of ISO text that may have blanks at its end and hours of half a day."""
+    hours = once(f"rtrim({text})", _of_twelve_hours)
+    return once(hours, lambda iso: _cast(iso, dtype))
+
+
 def _cast(text: str, dtype: str) -> str:
-    whole = _of_twelve_hours(text)
     if dtype == "DATE":  # as written, wherever it was written
-        return f"coalesce(TRY_CAST({whole} AS DATE), CAST(TRY_CAST({whole} AS TIMESTAMP) AS DATE))"
-    return f"TRY_CAST({_instant(whole)} AS {dtype})"
+        return f"coalesce(TRY_CAST({text} AS DATE), CAST(TRY_CAST({text} AS TIMESTAMP) AS DATE))"
+    return f"TRY_CAST({_instant(text)} AS {dtype})"
 
 
 def time_format(column: str, ways: Sequence[Way]) -> TimeFormat:

@@ -1,6 +1,7 @@
 """Values as SQL text: paths, column names and instants."""
 
 import datetime as dt
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -17,3 +18,8 @@ def identifier(name: str) -> str:
 def utc(instant: dt.datetime) -> str:
     """An instant as a SQL literal."""
     return f"TIMESTAMPTZ '{instant.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S.%f}+00'"
+
+
+def once(value: str, use: Callable[[str], str]) -> str:
+    """SQL that computes `value` once, however often `use` names it."""
+    return f"list_transform([{value}], lambda value: {use('value')})[1]"

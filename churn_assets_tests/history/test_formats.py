@@ -159,6 +159,9 @@ TIME_WRITERS: dict[str, Callable[[dt.datetime], str]] = {
     "iso": lambda t: t.strftime("%Y-%m-%d %H:%M:%S"),
     "iso Z": lambda t: t.strftime("%Y-%m-%dT%H:%M:%SZ"),
     "iso offset": lambda t: at_offset(t, 5.5, "%Y-%m-%d %H:%M:%S %z"),
+    "iso, twelve hours": lambda t: t.strftime("%Y-%m-%d %I:%M:%S p.m.").replace(
+        "p.m.", "p.m." if t.hour >= 12 else "a.m."
+    ),
     "iso slashes": lambda t: t.strftime("%Y/%m/%d %H:%M:%S"),
     "iso dots": lambda t: t.strftime("%Y.%m.%d %H:%M:%S"),
     "day first": lambda t: t.strftime("%d/%m/%Y %H:%M:%S"),
