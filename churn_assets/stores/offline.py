@@ -61,11 +61,15 @@ class Scan:
 
     @property
     def sql(self) -> str:
-        """A relation over the files, with the declared columns also where there are none."""
+        """A relation over the files, with the declared columns also where there are none.
+
+        Types are those that hold the values of all files: an older file may have whole numbers
+        where newer ones have fractions, and the first file's type would round them.
+        """
         if not self.files:
             return f"({self.table.empty()})"
         files = ", ".join(f"'{quoted(path)}'" for path in self.files)
-        return f"read_parquet([{files}], hive_partitioning = false)"
+        return f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"
 
     def bucket(self, number: int, buckets: int) -> str:
         """The relation of the customers of one bucket."""

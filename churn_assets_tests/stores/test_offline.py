@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import dagster as dg
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 
@@ -21,7 +23,7 @@ from churn_assets.monitoring.inventory import inventory
 from churn_assets.operations.installation import offline_store
 from churn_assets.settings import Settings
 from churn_assets.stores import offline
-from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.offline import OfflineStore, Scan
 from churn_assets.stores.tables import CUSTOMER_ID, CUTOFF, Column, cutoff_table
 from churn_assets.stores.views import create_views
 from churn_assets_tests.conftest import make_settings, materialize, query
@@ -99,6 +101,21 @@ def test_an_empty_partition_has_the_full_schema(tmp_path: Path) -> None:
     table = pq.read_table(store.path(NUMBERS, CUTOFFS[0]), partitioning=None)
     assert table.num_rows == 0
     assert table.column_names == ["customer_id", "cutoff", "number"]
+
+
+@pytest.mark.parametrize("older_first", [True, False])
+def test_fractions_beside_whole_numbers_of_an_older_version_are_kept(
+    older_first: bool, tmp_path: Path
+) -> None:
+    table = cutoff_table("numbers", [Column("number", "DECIMAL(38, 4)", "A number")])
+    paths = [tmp_path / "older.parquet", tmp_path / "newer.parquet"]
+    for path, number in zip(
+        paths, ["CAST(2 AS BIGINT)", "CAST(0.75 AS DECIMAL(38, 4))"], strict=True
+    ):
+        select = f"SELECT 'c' AS customer_id, DATE '2025-01-01' AS cutoff, {number} AS number"
+        duckdb.execute(f"COPY ({select}) TO '{path}'")
+    scan = Scan(table, tuple(paths if older_first else paths[::-1]))
+    assert query(f"SELECT sum(number) AS total FROM {scan.sql}") == [{"total": Decimal("2.75")}]
 
 
 def test_a_missing_partition_is_named(tmp_path: Path) -> None:
