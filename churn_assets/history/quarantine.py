@@ -54,18 +54,19 @@ def quarantine_metadata(
     ingested: dict[str, dict[str, int]],
     keys: Sequence[str],
 ) -> dict[str, dict[str, object]]:
-    """Per slice: rejected rows by table and reason, and the share of the slice's own rows."""
+    """Per slice: rejected rows by table and reason, the first, the share of the slice's own rows."""
     rejected = connection.execute(
-        "SELECT CAST(slice AS VARCHAR), source, reason, in_period, count(*) FROM rejected_rows "
+        "SELECT CAST(slice AS VARCHAR), source, reason, in_period, count(*), "
+        "arg_min(concat_ws(':', NULLIF(file, ''), line), (file, line)) FROM rejected_rows "
         "GROUP BY ALL ORDER BY ALL"
     ).fetchall()
     metadata: dict[str, dict[str, object]] = {}
     for key in keys:
         rows = [row[1:] for row in rejected if row[0] == key]
-        of_period = sum(count for _, _, in_period, count in rows if in_period)
+        of_period = sum(count for _, _, in_period, count, _ in rows if in_period)
         total = of_period + sum(counts.get(key, 0) for counts in ingested.values())
-        lines = [[source, reason, f"{count:,}"] for source, reason, _, count in rows]
-        table = markdown(["table", "reason", "rows"], lines)
+        lines = [[source, reason, f"{count:,}", first] for source, reason, _, count, first in rows]
+        table = markdown(["table", "reason", "rows", "first"], lines)
         metadata[key] = {
             "quarantine_rate": of_period / total if total else 0.0,
             "by_reason": dg.MetadataValue.md(table if lines else "Nothing was rejected."),

@@ -732,7 +732,7 @@ def test_the_quarantine_rate_is_over_the_rows_of_the_period(run: Run) -> None:
     # January: 2 events, the old profile and a survey kept, one event and one survey rejected.
     assert rates == [pytest.approx(2 / 6), pytest.approx(1 / 4), 0, 0]
     by_reason = metadata(run[1], "quarantined_rows", KEYS[0])["by_reason"]
-    assert "| events | before_start | 1 |" in by_reason
+    assert "| events | before_start | 1 | events.csv:8 |" in by_reason
 
 
 def test_an_empty_slice_has_a_file_with_the_full_schema(run: Run) -> None:
