@@ -54,7 +54,7 @@ def quarantine_metadata(
     ingested: dict[str, dict[str, int]],
     keys: Sequence[str],
 ) -> dict[str, dict[str, object]]:
-    """Per slice: rejected rows by table and reason, the first, the share of the slice's own rows."""
+    """Per slice: rejected rows by table and reason, and their share of its own rows."""
     rejected = connection.execute(
         "SELECT CAST(slice AS VARCHAR), source, reason, in_period, count(*), "
         "arg_min(concat_ws(':', NULLIF(file, ''), line), (file, line)) FROM rejected_rows "
