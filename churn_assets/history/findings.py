@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from churn_assets.history.formats import Formats
+from churn_assets.history.ways import place
 from churn_assets.sources.source import SourceTable
 from churn_assets.sources.tables import EVENTS, RawTable
 from churn_assets.stores.pages import markdown
@@ -79,7 +80,7 @@ def find(
     if source.located:
         add("files", ["file", "rows", "ingested", "in quarantine"], _files(connection))
     lost = connection.execute(
-        """SELECT CAST(slice AS VARCHAR), name, count(*), arg_min(file || ':' || line, (file, line))
+        f"""SELECT CAST(slice AS VARCHAR), name, count(*), arg_min({place()}, (file, line))
         FROM (SELECT slice, file, line, unnest(lost) AS name FROM parsed_rows WHERE reason IS NULL)
         GROUP BY ALL ORDER BY ALL"""
     ).fetchall()
@@ -90,7 +91,7 @@ def find(
     )
     for column in dict.fromkeys(name for _, name, *_ in lost):
         rows = sum(count for _, name, count, _ in lost if name == column)
-        first = next(place for _, name, _, place in lost if name == column)
+        first = next(first for _, name, _, first in lost if name == column)
         warnings.append(
             f"{raw.source_name}: {column} of {rows:,} rows cannot be used and is missing, first at "
             f"{first}."
@@ -123,9 +124,7 @@ def _files(connection: "DuckDBPyConnection") -> list[tuple[str, list[str]]]:
 def _rejected(connection: "DuckDBPyConnection", raw: RawTable) -> list[str]:
     """That rows are in quarantine, where it is more than a few."""
     rows = connection.execute(
-        """SELECT reason, count(*),
-            arg_min(CASE WHEN file = '' THEN 'row ' || line ELSE file || ':' || line END,
-                (file, line))
+        f"""SELECT reason, count(*), arg_min({place()}, (file, line))
         FROM parsed_rows GROUP BY 1 ORDER BY 2 DESC, 1"""
     ).fetchall()
     total = sum(count for _, count, _ in rows)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from churn_assets.history.numbers import NumberFormat, number_format, number_way
 from churn_assets.history.times import TimeFormat, time_format, time_way
 from churn_assets.history.values import as_text
-from churn_assets.history.ways import Refused, Way
+from churn_assets.history.ways import Refused, Way, place
 from churn_assets.sources.input_files import WITH_DECIMAL_POINT
 from churn_assets.sources.source import SourceTable
 from churn_assets.sources.tables import DECIMAL, TIMESTAMPTZ, RawTable
@@ -90,20 +90,16 @@ def _ways(
     connection: "DuckDBPyConnection", source: SourceTable, name: str, dtype: str, way: str
 ) -> list[Way]:
     """The ways in which a column is written, that of the first row first."""
-    file, line, text = "''", "row_number() OVER ()", as_text("given", dtype, name)
-    if source.located:
-        file, line = "_file", "_line"
+    text = as_text("given", dtype, name)
     rows = connection.execute(
-        f"""SELECT way, min({{'file': file, 'line': line, 'text': text}}) AS found
-        FROM (SELECT text, file, line, {way} AS way
-            FROM (SELECT {text} AS text, file, line
-                FROM (SELECT ({source.columns[name]}) AS given, {file} AS file, {line} AS line
-                    FROM {source.relation} AS source_rows))
-            WHERE text IS NOT NULL)
-        GROUP BY way ORDER BY found"""
+        f"""SELECT way, found.text, {place("found.file", "found.line")}
+        FROM (SELECT way, min({{'file': file, 'line': line, 'text': text}}) AS found
+            FROM (SELECT text, file, line, {way} AS way
+                FROM (SELECT {text} AS text, file, line
+                    FROM (SELECT ({source.columns[name]}) AS given,
+                            {source.file} AS file, {source.line} AS line
+                        FROM {source.relation} AS source_rows))
+                WHERE text IS NOT NULL)
+            GROUP BY way) ORDER BY found"""
     ).fetchall()
-    return [Way(way, found["text"], _place(found["file"], found["line"])) for way, found in rows]
-
-
-def _place(file: str, line: int) -> str:
-    return f"{file}:{line}" if file else f"row {line}"
+    return [Way(*row) for row in rows]

@@ -12,6 +12,7 @@ from churn_assets.cutoffs import Calendar, midnight
 from churn_assets.history.event_names import event_type
 from churn_assets.history.formats import TIMES, Formats, is_typed
 from churn_assets.history.values import as_text
+from churn_assets.history.ways import place
 from churn_assets.sources.source import SourceTable
 from churn_assets.sources.tables import CUSTOMERS, EVENTS, RawTable
 from churn_assets.stores.sql import once, utc
@@ -123,9 +124,9 @@ def parse_query(
     early = f"{raw.timestamp} < {utc(midnight(calendar.start))}"
     # A profile that is older than our history is still the customer's profile.
     before_start = "false" if raw is CUSTOMERS else early
-    place = "'' AS file, CAST(NULL AS BIGINT) AS line, CAST(NULL AS VARCHAR) AS unreadable"
+    located = "'' AS file, CAST(NULL AS BIGINT) AS line, CAST(NULL AS VARCHAR) AS unreadable"
     if source.located:
-        place = "_file AS file, _line AS line, _unreadable AS unreadable"
+        located = "_file AS file, _line AS line, _unreadable AS unreadable"
     negative, of_events = "false", ""
     if raw is EVENTS:
         negative = "amount < 0 AND event_type NOT IN ('purchase', 'refund')"
@@ -151,7 +152,7 @@ def parse_query(
             {of_events}
         FROM (SELECT *, {", ".join(values)}
             FROM (SELECT *, {", ".join(texts)}
-                FROM (SELECT row_number() OVER () AS row_number, {place}, {", ".join(givens)}
+                FROM (SELECT row_number() OVER () AS row_number, {located}, {", ".join(givens)}
                     FROM {source.relation} AS source_rows)))
     """
 
@@ -174,14 +175,13 @@ def times_query(
     """
     name = raw.timestamp
     column = next(column for column in raw.columns if column.name == name)
-    file, line = ("_file", "_line") if source.located else ("''", "row_number() OVER ()")
-    shown = """coalesce(text, 'missing') || ' (' || CASE WHEN file = '' THEN 'row '
-        ELSE file || ':' END || line || ')'"""
+    shown = f"coalesce(text, 'missing') || ' (' || {place()} || ')'"
     return f"""
         SELECT count(*), count(instant), count(*) FILTER (WHERE instant >= {utc(end)}),
             arg_min({shown}, (file, line)) FILTER (WHERE instant IS NULL)
         FROM (SELECT *, {_parsed("given", "text", dtypes[name], column, formats)} AS instant
             FROM (SELECT *, {as_text("given", dtypes[name], name)} AS text
-                FROM (SELECT ({source.columns[name]}) AS given, {file} AS file, {line} AS line
+                FROM (SELECT ({source.columns[name]}) AS given,
+                        {source.file} AS file, {source.line} AS line
                     FROM {source.relation} AS source_rows)))
     """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from churn_assets.history.ways import place
 from churn_assets.stores.pages import markdown
 from churn_assets.stores.tables import SLICE, Column, Table
 
@@ -57,7 +58,7 @@ def quarantine_metadata(
     """Per slice: rejected rows by table and reason, and their share of its own rows."""
     rejected = connection.execute(
         "SELECT CAST(slice AS VARCHAR), source, reason, in_period, count(*), "
-        "arg_min(concat_ws(':', NULLIF(file, ''), line), (file, line)) FROM rejected_rows "
+        f"arg_min({place()}, (file, line)) FROM rejected_rows "
         "GROUP BY ALL ORDER BY ALL"
     ).fetchall()
     metadata: dict[str, dict[str, object]] = {}

@@ -264,7 +264,7 @@ def hand_over(
     query: Query,
     shown: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[dg.Output[Query]]:
-    """Give a table to the IO manager, or publish it where the run was not asked for it.
+    """Give a table to the IO manager; one that the run was not asked for, publish and record.
 
     Args:
         context: The run.
@@ -274,35 +274,15 @@ def hand_over(
         query: Its rows in the slices of the run.
         shown: What Dagster shows of each slice beside its rows.
     """
-    if dg.AssetKey(table.name) not in context.selected_asset_keys:
-        publish_unasked(context, store, calendar, table, query, shown)
+    asset = dg.AssetKey(table.name)
+    if asset in context.selected_asset_keys:
+        for shown_key, metadata in shown.items():
+            if metadata:
+                context.add_asset_metadata(dict(metadata), table.name, shown_key)
+        yield dg.Output(query, table.name)
         return
-    for key, metadata in shown.items():
-        if metadata:
-            context.add_asset_metadata(dict(metadata), table.name, key)
-    yield dg.Output(query, table.name)
-
-
-def publish_unasked(
-    context: dg.AssetExecutionContext,
-    store: OfflineStore,
-    calendar: Calendar,
-    table: Table,
-    query: Query,
-    shown: Mapping[str, Mapping[str, Any]],
-) -> None:
-    """Publish a table that the run was not asked for, and record its partitions.
-
-    Args:
-        context: The run.
-        store: Where the table is.
-        calendar: Where partitions lie.
-        table: The table.
-        query: Its rows in the slices of the run.
-        shown: What Dagster shows of each slice beside its rows.
-    """
     assert query.connection is not None
-    spec, present = context.assets_def.specs_by_key[dg.AssetKey(table.name)], cache(store.present)
+    spec, present = context.assets_def.specs_by_key[asset], cache(store.present)
     written = store.publish(
         query.connection,
         table,
@@ -311,5 +291,5 @@ def publish_unasked(
         lambda key: current_provenance(store, calendar, spec, key, present),
     )
     for key, partition in written.items():
-        metadata = {"dagster/row_count": partition.rows, **shown.get(key or "", {})}
-        context.log_event(dg.AssetMaterialization(table.name, partition=key, metadata=metadata))
+        recorded = {"dagster/row_count": partition.rows, **shown.get(key or "", {})}
+        context.log_event(dg.AssetMaterialization(asset, partition=key, metadata=recorded))

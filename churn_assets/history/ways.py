@@ -22,6 +22,11 @@ class Way:
     place: str
 
 
+def place(file: str = "file", line: str = "line") -> str:
+    """SQL for where a row is, as messages name it."""
+    return f"CASE WHEN {file} = '' THEN 'row ' || {line} ELSE {file} || ':' || {line} END"
+
+
 def shown(way: Way) -> str:
     """Its first value and where it is."""
     example = way.example if len(way.example) <= 40 else way.example[:40] + "…"

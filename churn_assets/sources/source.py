@@ -30,6 +30,16 @@ class SourceTable:
     located: bool = False
     unread: tuple[Unread, ...] = ()
 
+    @property
+    def file(self) -> str:
+        """SQL for the file of a row; empty where it is from none."""
+        return "_file" if self.located else "''"
+
+    @property
+    def line(self) -> str:
+        """SQL for the line of a row in its file, or its number."""
+        return "_line" if self.located else "row_number() OVER ()"
+
 
 class Source(Protocol):
     """A place that has raw rows."""
