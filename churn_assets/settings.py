@@ -5,6 +5,7 @@ both with a message that names the variable. Nothing else in the package reads t
 """
 
 import datetime as dt
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -194,6 +195,20 @@ class Settings(BaseSettings):
             horizon_days=self.horizon_days,
             training_cutoffs=self.training_cutoffs,
         )
+
+
+def environment_variable(name: str) -> str:
+    """A variable that is no setting, such as a password that a query names; also from `.env`.
+
+    Raises:
+        SettingsError: It is not set.
+    """
+    from dotenv import dotenv_values
+
+    value = os.environ.get(name) or dotenv_values(".env").get(name)
+    if not value:
+        raise SettingsError(f"The environment variable {name} is not set.")
+    return value
 
 
 def _variable(field: str) -> str:

@@ -211,7 +211,7 @@ def assets(
                     context.log.info(f"{name}: the source has no such table")
                 else:
                     unread = [f"{f.name} is not read: {f.reason}" for f in source_table.unread]
-                    for warning in (*unread, *findings.warnings):
+                    for warning in (*unread, *source_table.remarks, *findings.warnings):
                         context.log.warning(warning)
                     if newest in keys and calendar.end is None:
                         shown[newest]["pending_rows"] = findings.pending

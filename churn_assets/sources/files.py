@@ -1,22 +1,43 @@
 """Source `files`: Parquet, CSV, JSON or workbooks in one folder, named `events*`, `customers*`, ….
 
+A query in the folder, such as `events.sql`, stands for the files that are named after its table.
 CSV and JSON values are taken as text and parsed by `history`, so one bad value never changes the
 type of a column. Files of a table are read in the order of their names.
 """
 
 import datetime as dt
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from churn_assets.sources.input_files import InputFile, Unread, input_files, named_after
+from churn_assets.sources.presets import preset_for
+from churn_assets.sources.queries import SourceQuery
 from churn_assets.sources.reading import columns_of, own_columns, read_files
 from churn_assets.sources.source import SourceTable, missing_columns, require_columns
 from churn_assets.sources.tables import RAW_TABLES, RawTable
+from churn_assets.sources.text import UnreadableInput
 from churn_assets.stores.sql import identifier
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
+
+
+@dataclass(frozen=True)
+class TableFiles:
+    """What a folder has of a table.
+
+    Args:
+        query: The query of the table, if there is one.
+        files: The files that are read for it, by the query or because of their names.
+        unread: Files that look like the table's and are not read; of the required table all files
+            of the folder that are not read.
+    """
+
+    query: SourceQuery | None
+    files: Sequence[InputFile]
+    unread: Sequence[Unread]
 
 
 @dataclass(frozen=True)
@@ -32,53 +53,93 @@ class Files:
         begin: dt.datetime,
         end: dt.datetime,
     ) -> SourceTable | None:
-        files, unread = self.files(table)
-        if not files:
+        found = self.files(table)
+        unread = tuple(found.unread)
+        if found.query:
+            everything, _ = input_files(Path(self.folder))
+            rows = found.query.read(connection, everything, table, begin, end)
+            return replace(rows, unread=unread)
+        if not found.files:
             if not table.required:
                 return None
             raise FileNotFoundError(
                 f"There are no {table.source_name} files in {self.folder}: "
                 f"{table.source_name}*.parquet, *.csv, *.jsonl or *.xlsx is needed"
-                f"{_seen(unread)}. Put them there or set CHURN_INPUT_DIR."
+                f"{_seen(unread)}. {self._advice() or 'Put them there or set CHURN_INPUT_DIR.'}"
             )
-        relation = read_files(connection, files, f"{table.source_name}_text")
-        found = own_columns(connection, relation)
-        require_columns(table.required_columns, found, f"{self.folder}/{table.source_name}*")
-        ours = set(table.source_columns)
+        relation = read_files(connection, found.files, f"{table.source_name}_text")
+        columns = own_columns(connection, relation)
+        require_columns(
+            table.required_columns,
+            columns,
+            f"{self.folder}/{table.source_name}*",
+            self._advice() or "Rename the column in the files, or write a query: docs/own-data.md.",
+        )
         return SourceTable(
             relation,
-            {c.lower(): identifier(c) for c in found if c.lower() in ours},
+            {c.lower(): identifier(c) for c in columns if c.lower() in table.source_columns},
             located=True,
-            unread=tuple(unread),
+            unread=unread,
         )
 
-    def files(self, table: RawTable) -> tuple[list[InputFile], list[Unread]]:
-        """The files of a table, and those that are not read; of the required table all of those.
+    def files(self, table: RawTable) -> TableFiles:
+        """The files of a table.
 
         Raises:
             FileNotFoundError: The folder is not there.
         """
         found, unread = input_files(Path(self.folder))
-        files = list[InputFile]()
+        queries = {raw: self.query(raw) for raw in RAW_TABLES}
+        of_queries = [file for query in queries.values() if query for file in query.files(found)]
+        query = queries[table]
+        files, others = list[InputFile](), list[Unread]()
         for file in found:
-            match named_after(file, table.source_name):
-                case True:
-                    files.append(file)
-                case None:
-                    if lacking := missing_columns(table.required_columns, columns_of(file)):
-                        unread.append(Unread(file.name, f"it has no column {', '.join(lacking)}"))
-                    else:
-                        files.append(file)
+            named = named_after(file, table.source_name)
+            if query and named is not False and file not in of_queries:
+                others.append(Unread(file.name, f"{query.name} does not read it"))
+            if query or named is False:
+                continue
+            lacking = named is None and missing_columns(table.required_columns, columns_of(file))
+            if lacking:
+                others.append(Unread(file.name, f"it has no column {', '.join(lacking)}"))
+            else:
+                files.append(file)
+        of_tables = {f"{raw.source_name}.sql" for raw in RAW_TABLES}
+        unread = [file for file in unread if file.name not in of_tables]
         if table.required:
-            tables = [raw_table.source_name for raw_table in RAW_TABLES]
-            strange = [f for f in found if all(named_after(f, name) is False for name in tables)]
+            tables = [raw.source_name for raw in RAW_TABLES]
             reason = f"it is named after none of {', '.join(tables)}"
-            unread += [Unread(file.name, reason) for file in strange]
+            others += unread
+            others += [
+                Unread(file.name, reason)
+                for file in found
+                if file not in of_queries and all(named_after(file, t) is False for t in tables)
+            ]
         else:  # what is nobody's is told once
-            unread = [u for u in unread if u.name.lower().startswith(table.source_name)]
-        return files, sorted(unread, key=lambda file: file.name)
+            others += [file for file in unread if file.name.lower().startswith(table.source_name)]
+        files = query.files(found) if query else files
+        return TableFiles(query, files, sorted(others, key=lambda file: file.name))
+
+    def query(self, table: RawTable) -> SourceQuery | None:
+        """The query of a table; None where there is none."""
+        path = Path(self.folder) / f"{table.source_name}.sql"
+        if not path.is_file():
+            return None
+        return SourceQuery(path.name, path.read_text(encoding="utf-8-sig"))
+
+    def _advice(self) -> str:
+        """Which preset reads a file of the folder, if one does."""
+        found, _ = input_files(Path(self.folder))
+        for file in found:
+            try:
+                name = preset_for(columns_of(file))
+            except UnreadableInput:
+                continue
+            if name:
+                return f"{file.name} looks like {name}: `churn init {name}` writes a query for it."
+        return ""
 
 
-def _seen(unread: list[Unread]) -> str:
+def _seen(unread: Sequence[Unread]) -> str:
     shown = "; ".join(f"{file.name} ({file.reason})" for file in unread[:5])
     return f". Not read: {shown}" if unread else ""

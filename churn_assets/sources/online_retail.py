@@ -1,9 +1,6 @@
-"""Source `online_retail`: the UCI Online Retail data as published, workbook, CSV or Parquet.
+"""Source `online_retail`: the UCI Online Retail data as published, read by the preset of that name.
 
-One row per invoice line; an invoice whose number starts with C is a refund of its lines. Amounts
-are Quantity times UnitPrice, exact; negative ones are refunds, as they are of any source. There
-are no events but purchases and refunds, and no profiles, reviews or surveys.
-Source: Chen, Sain and Guo (2012), CC BY 4.0.
+There are no events but purchases and refunds, and no profiles, reviews or surveys.
 """
 
 import datetime as dt
@@ -12,21 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from churn_assets.sources.input_files import InputFile, input_files
-from churn_assets.sources.reading import own_columns, read_files
-from churn_assets.sources.source import SourceTable, require_columns
+from churn_assets.sources.presets import preset
+from churn_assets.sources.source import SourceTable
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from churn_assets.sources.tables import RawTable
-
-COLUMNS = ("InvoiceNo", "StockCode", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID")
-
-REFUND = "starts_with(upper(CAST(InvoiceNo AS VARCHAR)), 'C')"
-# What cannot be multiplied stays text, which `raw` finds to be no number.
-AMOUNT = """CASE WHEN Quantity IS NOT NULL OR UnitPrice IS NOT NULL THEN coalesce(
-    CAST(TRY_CAST(Quantity AS DECIMAL(18, 4)) * TRY_CAST(UnitPrice AS DECIMAL(18, 4)) AS VARCHAR),
-    concat('Quantity ', Quantity, ' of UnitPrice ', UnitPrice)) END"""
 
 
 @dataclass(frozen=True)
@@ -44,23 +33,7 @@ class OnlineRetail:
     ) -> SourceTable | None:
         if table.source_name != "events":
             return None
-        file = self._file()
-        lines = read_files(connection, [file], "online_retail")
-        found = own_columns(connection, lines)
-        require_columns({column.lower() for column in COLUMNS}, found, file.name)
-        return SourceTable(
-            lines,
-            {
-                "customer_id": "CustomerID",
-                "event_timestamp": "InvoiceDate",
-                "event_type": f"CASE WHEN {REFUND} THEN 'refund' ELSE 'purchase' END",
-                "order_id": "InvoiceNo",
-                "product_id": "StockCode",
-                "quantity": "Quantity",
-                "amount": AMOUNT,
-            },
-            located=True,
-        )
+        return preset("online_retail").read(connection, [self._file()], table, begin, end)
 
     def _file(self) -> InputFile:
         found, _ = input_files(Path(self.folder))

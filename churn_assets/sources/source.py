@@ -23,12 +23,14 @@ class SourceTable:
         located: Whether rows have `_file`, `_line` and `_unreadable`: the file and line that they
             are from, and what is wrong with a line that is no row.
         unread: Files that look like the table's and are not read.
+        remarks: What else is to be said, in words.
     """
 
     relation: str
     columns: Mapping[str, str]
     located: bool = False
     unread: tuple[Unread, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def file(self) -> str:
@@ -79,8 +81,14 @@ def missing_columns(required: Set[str], found: Iterable[str]) -> list[str]:
     return sorted(required - {name.lower() for name in found})
 
 
-def require_columns(required: Set[str], found: list[str], where: str) -> None:
+def require_columns(required: Set[str], found: list[str], where: str, mend: str) -> None:
     """Refuse a source that lacks a column, naming it and the columns found.
+
+    Args:
+        required: The columns that rows need.
+        found: The columns that there are.
+        where: Names the source.
+        mend: What to do about it.
 
     Raises:
         ValueError: A required column is not there.
@@ -90,5 +98,5 @@ def require_columns(required: Set[str], found: list[str], where: str) -> None:
         raise ValueError(
             f"{where} lacks the required column{'s' if len(missing) > 1 else ''} "
             f"{', '.join(missing)}. Columns found: {shown}. "
-            "Rename the column in the files."
+            f"{mend}"
         )
