@@ -12,6 +12,7 @@ import click
 from churn_assets.cutoffs import utc_now
 from churn_assets.operations.terminal import terminal
 from churn_assets.settings import Settings
+from churn_assets.sources.presets import PRESETS
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -36,6 +37,29 @@ def main() -> None:
 @click.group()
 def churn() -> None:
     """Point-in-time churn features, labels and training sets."""
+
+
+@churn.command()
+@click.argument("preset", type=click.Choice(PRESETS))
+def init(preset: str) -> None:
+    """Write the query of a preset into the input folder: events.sql, yours to change."""
+    from churn_assets.sources.presets import write_preset
+
+    path, files = write_preset(preset, Settings.read().input_folder)
+    click.echo(f"{path} reads {', '.join(files) or 'no file yet: put the export beside it'}.")
+    click.echo("Next: `churn inspect`")
+
+
+@churn.command()
+def inspect() -> None:
+    """What the source holds and how it would be read. Nothing is stored."""
+    from churn_assets.operations.inspection import inspected
+    from churn_assets.operations.inspection_text import show
+
+    inspection = inspected(Settings.read(), utc_now())
+    show(terminal(), inspection)
+    if any(table.problem for table in inspection.tables):
+        sys.exit(1)
 
 
 @churn.command()
@@ -179,39 +203,11 @@ def accept(table: str, key: str | None, reason: str) -> None:
 @churn.command()
 def report() -> None:
     """What there is: rows per table, champion and hold-out AUC per cutoff, where to look next."""
-    from rich.table import Table
-
-    from churn_assets.monitoring.report import cutoff_reports, rows_per_table
+    from churn_assets.monitoring.report_text import show
     from churn_assets.operations.installation import offline_store
 
     settings = Settings.read()
-    store, console = offline_store(settings), terminal()
-    tables = Table("table", "partitions", "rows", title="Offline store", title_justify="left")
-    for name, (partitions, rows) in rows_per_table(store).items():
-        tables.add_row(name, str(partitions), f"{rows:,}")
-    console.print(tables)
-    reports = cutoff_reports(store, settings.calendar())
-    cutoffs = Table("cutoff", "champion", "graded on", "AUC", "best possible", "why")
-    for row in reports:
-        cutoffs.add_row(
-            str(row.cutoff),
-            row.champion,
-            row.holdout,
-            "" if row.auc is None else f"{row.auc:.3f}",
-            "" if row.best_auc is None else f"{row.best_auc:.3f}",
-            row.reason,
-        )
-    console.print(cutoffs)
-    console.print(
-        "Where to look next\n"
-        "  make dev                           the graph, every partition and plot, on "
-        "http://localhost:3000\n"
-        "  .venv/bin/churn sql                DuckDB over all tables\n"
-        "  .venv/bin/churn explain ID CUTOFF  where a customer's features come from\n"
-        "  .venv/bin/churn online get ID      the row that is served\n"
-        f"  all state                          {settings.home}",
-        highlight=False,
-    )
+    show(terminal(), offline_store(settings), settings.calendar())
 
 
 @churn.command()

@@ -318,6 +318,14 @@ class Calendar:
         keys = definition.get_partition_keys(current_time=now)
         return [key for key in keys if self.end is not None or midnight(parse_key(key)) <= now]
 
+    def outlook(self, now: dt.datetime) -> list[tuple[str, dt.date, list[str]]]:
+        """What history allows for: the name, the day from which it exists, its cutoffs by now."""
+        return [
+            ("features", self.first_cutoff, self.keys(self.cutoffs, now)),
+            ("labels", self.matures_on(self.first_cutoff), self.keys(self.labeled_cutoffs, now)),
+            ("models", self.first_scored, self.keys(self.scored_cutoffs, now)),
+        ]
+
     def require_arrived(self, keys: Sequence[str], now: dt.datetime) -> None:
         """Refuse cutoffs that are still to come.
 

@@ -29,11 +29,13 @@ class Formats:
     """How the columns of a source are written.
 
     Args:
+        dtypes: DuckDB type of each expression in `SourceTable.columns`.
         times: Of columns of times that are text or numbers.
         numbers: Of columns of numbers that are text.
         unclear: Why values of columns are left out, in words.
     """
 
+    dtypes: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[str, TimeFormat] = field(default_factory=dict)
     numbers: Mapping[str, NumberFormat] = field(default_factory=dict)
     unclear: tuple[str, ...] = ()
@@ -44,23 +46,20 @@ def is_typed(dtype: str) -> bool:
     return dtype.startswith(("TIMESTAMP", "DATE"))
 
 
-def find_formats(
-    connection: "DuckDBPyConnection",
-    raw: RawTable,
-    source: SourceTable,
-    dtypes: Mapping[str, str],
-) -> Formats:
+def find_formats(connection: "DuckDBPyConnection", raw: RawTable, source: SourceTable) -> Formats:
     """How each column of a source is written.
 
     Args:
         connection: Sees the source.
         raw: What the source is read as.
         source: Its rows.
-        dtypes: DuckDB type of each expression in `source.columns`.
 
     Raises:
         Refused: A column that rows need is written in two ways, or nobody can tell in which.
     """
+    expressions = ", ".join(f"({sql}) AS {name}" for name, sql in source.columns.items())
+    described = connection.execute(f"DESCRIBE SELECT {expressions} FROM {source.relation}")
+    dtypes = {name.lower(): dtype for name, dtype, *_ in described.fetchall()}
     times: dict[str, TimeFormat] = {}
     numbers: dict[str, NumberFormat] = {}
     unclear: list[str] = []
@@ -83,7 +82,7 @@ def find_formats(
             if column.name in raw.essential:
                 raise Refused(f"{raw.source_name}: {error}") from None
             unclear.append(f"{raw.source_name}: {error} Its values are missing until then.")
-    return Formats(times, numbers, tuple(unclear))
+    return Formats(dtypes, times, numbers, tuple(unclear))
 
 
 def _ways(

@@ -21,12 +21,14 @@ from churn_assets.stores.tables import Column
 # Wide enough to tell a number that no customer can have from what is no number.
 WIDE = "DECIMAL(38, 4)"
 OLDEST_BIRTH = "DATE '1900-01-01'"
+# A few rows far off are not where history is.
+FAR_OFF = 0.001
 # A negative line is how order exports write a refund, whatever the size of it.
 SIGNED = ("quantity", "amount")
 IS_TURNED = "(event_type = 'purchase' AND (coalesce(quantity, 0) < 0 OR coalesce(amount, 0) < 0))"
 
 
-def _parsed(given: str, text: str, source_dtype: str, column: Column, formats: Formats) -> str:
+def _parsed(given: str, text: str, column: Column, formats: Formats) -> str:
     """SQL for a source's value as ours, not yet held to the column's limits; NULL where it is none.
 
     Text without a zone is UTC. Numbers keep every digit up to the column's scale; a fraction of a
@@ -35,12 +37,11 @@ def _parsed(given: str, text: str, source_dtype: str, column: Column, formats: F
     Args:
         given: The value.
         text: Its text, as `as_text` gives it; cheap, since it is used several times.
-        source_dtype: DuckDB type of the value.
         column: Our column.
         formats: How the source writes its columns.
     """
     if column.dtype in TIMES:
-        if is_typed(source_dtype):
+        if is_typed(formats.dtypes[column.name]):
             instant = f"TRY_CAST({given} AS {column.dtype})"
         else:
             instant = formats.times[column.name].value(text, column.dtype)
@@ -74,13 +75,33 @@ def _unsigned(name: str) -> str:
     return f"abs({name})" if name in SIGNED else name
 
 
-def parse_query(
-    raw: RawTable,
-    source: SourceTable,
-    dtypes: dict[str, str],
-    formats: Formats,
-    calendar: Calendar,
-) -> str:
+def _valued(raw: RawTable, source: SourceTable, formats: Formats) -> str:
+    """Every source row as a relation: its number, file and line, texts and values as ours.
+
+    Of each column, `text_<name>` is the source's text and `<name>` the value, which may be beyond
+    the column's limits.
+    """
+    givens, texts, values = list[str](), list[str](), list[str]()
+    for column in raw.columns:
+        expression, name = source.columns.get(column.name), column.name
+        given, text = f"given_{name}", f"text_{name}"
+        if expression is None:
+            texts.append(f"CAST(NULL AS VARCHAR) AS {text}")
+            values.append(f"CAST(NULL AS {column.dtype}) AS {name}")
+        else:
+            givens.append(f"({expression}) AS {given}")
+            texts.append(f"{as_text(given, formats.dtypes[name], name)} AS {text}")
+            values.append(f"{_parsed(given, text, column, formats)} AS {name}")
+    located = "'' AS file, CAST(NULL AS BIGINT) AS line, CAST(NULL AS VARCHAR) AS unreadable"
+    if source.located:
+        located = "_file AS file, _line AS line, _unreadable AS unreadable"
+    return f"""(SELECT *, {", ".join(values)}
+            FROM (SELECT *, {", ".join(texts)}
+                FROM (SELECT row_number() OVER () AS row_number, {located}, {", ".join(givens)}
+                    FROM {source.relation} AS source_rows)))"""
+
+
+def parse_query(raw: RawTable, source: SourceTable, formats: Formats, calendar: Calendar) -> str:
     """Every source row: its number, file and line, values as ours, slice and what is wrong with it.
 
     `lost` names the columns whose value could not be used and is missing. Of events, `given_type`
@@ -89,25 +110,15 @@ def parse_query(
     Args:
         raw: The table to parse for.
         source: The source's rows.
-        dtypes: DuckDB type of each expression in `source.columns`.
         formats: How the source writes its columns.
         calendar: Places rows in slices.
     """
-    givens, texts, values, limited = list[str](), list[str](), list[str](), list[str]()
+    limited = list[str]()
     bad_times, bad_numbers, beyond, lost = list[str](), list[str](), list[str](), list[str]()
     for column in raw.columns:
-        expression, name = source.columns.get(column.name), column.name
-        given, text = f"given_{name}", f"text_{name}"
-        limits = _within_limits(column)
+        name, text, limits = column.name, f"text_{column.name}", _within_limits(column)
         limited.append(f"CASE WHEN {limits} THEN {_unsigned(name)} END AS {name}")
-        if expression is None:
-            texts.append(f"CAST(NULL AS VARCHAR) AS {text}")
-            values.append(f"CAST(NULL AS {column.dtype}) AS {name}")
-            continue
-        givens.append(f"({expression}) AS {given}")
-        texts.append(f"{as_text(given, dtypes[name], name)} AS {text}")
-        values.append(f"{_parsed(given, text, dtypes[name], column, formats)} AS {name}")
-        if column.dtype == "VARCHAR":
+        if column.name not in source.columns or column.dtype == "VARCHAR":
             continue
         if name in raw.essential:
             bad = bad_times if column.dtype in TIMES else bad_numbers
@@ -124,9 +135,6 @@ def parse_query(
     early = f"{raw.timestamp} < {utc(midnight(calendar.start))}"
     # A profile that is older than our history is still the customer's profile.
     before_start = "false" if raw is CUSTOMERS else early
-    located = "'' AS file, CAST(NULL AS BIGINT) AS line, CAST(NULL AS VARCHAR) AS unreadable"
-    if source.located:
-        located = "_file AS file, _line AS line, _unreadable AS unreadable"
     negative, of_events = "false", ""
     if raw is EVENTS:
         negative = "amount < 0 AND event_type NOT IN ('purchase', 'refund')"
@@ -150,17 +158,35 @@ def parse_query(
             ({raw.timestamp} IS NOT NULL AND NOT ({before_start}) AND NOT ({future})) AS in_period,
             list_filter([{", ".join(lost) or "NULL"}], lambda name: name IS NOT NULL) AS lost
             {of_events}
-        FROM (SELECT *, {", ".join(values)}
-            FROM (SELECT *, {", ".join(texts)}
-                FROM (SELECT row_number() OVER () AS row_number, {located}, {", ".join(givens)}
-                    FROM {source.relation} AS source_rows)))
+        FROM {_valued(raw, source, formats)}
     """
+
+
+def values_query(raw: RawTable, source: SourceTable, formats: Formats) -> str:
+    """Of each column that a source has, in our order: values, usable ones, the first other one.
+
+    Behind them the least and the greatest time, and those between which almost all are.
+    """
+    where = place("file", "coalesce(line, row_number)")
+    chosen = list[str]()
+    for column in raw.columns:
+        name, text = column.name, f"text_{column.name}"
+        if name in source.columns:
+            usable = f"({name} IS NOT NULL AND {_within_limits(column)})"
+            other = f"{text} IS NOT NULL AND {usable} IS NOT TRUE"
+            first = f"arg_min({text} || ' (' || {where} || ')', (file, line, row_number))"
+            chosen += [
+                f"count({text})",
+                f"count(*) FILTER (WHERE {usable})",
+                f"{first} FILTER (WHERE {other})",
+            ]
+    chosen.append(f"quantile_disc({raw.timestamp}, [0, {FAR_OFF}, 1 - {FAR_OFF}, 1])")
+    return f"SELECT {', '.join(chosen)} FROM {_valued(raw, source, formats)}"
 
 
 def times_query(
     raw: RawTable,
     source: SourceTable,
-    dtypes: dict[str, str],
     formats: Formats,
     end: dt.datetime,
 ) -> str:
@@ -169,7 +195,6 @@ def times_query(
     Args:
         raw: The table to parse for.
         source: The source's rows.
-        dtypes: DuckDB type of each expression in `source.columns`.
         formats: How the source writes its columns.
         end: The end of the newest slice.
     """
@@ -179,8 +204,8 @@ def times_query(
     return f"""
         SELECT count(*), count(instant), count(*) FILTER (WHERE instant >= {utc(end)}),
             arg_min({shown}, (file, line)) FILTER (WHERE instant IS NULL)
-        FROM (SELECT *, {_parsed("given", "text", dtypes[name], column, formats)} AS instant
-            FROM (SELECT *, {as_text("given", dtypes[name], name)} AS text
+        FROM (SELECT *, {_parsed("given", "text", column, formats)} AS instant
+            FROM (SELECT *, {as_text("given", formats.dtypes[name], name)} AS text
                 FROM (SELECT ({source.columns[name]}) AS given,
                         {source.file} AS file, {source.line} AS line
                     FROM {source.relation} AS source_rows)))

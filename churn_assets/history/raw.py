@@ -64,13 +64,10 @@ def ingest(
     if source is None:
         connection.execute(f"CREATE OR REPLACE TEMP TABLE valid_rows AS {raw.table.empty()}")
         return Findings()
-    expressions = ", ".join(f"({sql}) AS {name}" for name, sql in source.columns.items())
-    described = connection.execute(f"DESCRIBE SELECT {expressions} FROM {source.relation}")
-    dtypes = {name.lower(): dtype for name, dtype, *_ in described.fetchall()}
-    formats = find_formats(connection, raw, source, dtypes)
-    parsed = parse_query(raw, source, dtypes, formats, calendar)
+    formats = find_formats(connection, raw, source)
+    parsed = parse_query(raw, source, formats, calendar)
     rows, usable, pending, unusable = connection.execute(
-        times_query(raw, source, dtypes, formats, calendar.slice_window(keys[-1])[1])
+        times_query(raw, source, formats, calendar.slice_window(keys[-1])[1])
     ).fetchall()[0]
     require_times(raw, rows, usable, unusable)
     dates = ", ".join(f"DATE '{key}'" for key in keys)

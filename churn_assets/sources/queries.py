@@ -92,13 +92,19 @@ class SourceQuery:
             QueryError: The query is wrong, or a file or variable that it names is not there.
             ValueError: A required column is not there.
         """
-        relation = self._run(connection, found, table.source_name, begin, end)
+        relation, query_lines = self._run(connection, found, table.source_name, begin, end)
         columns = own_columns(connection, relation)
         require_columns(table.required_columns, columns, self.name, "Select it in the query.")
         ours = {c.lower(): identifier(c) for c in columns if c.lower() in table.source_columns}
         others = [c for c in columns if c.lower() not in ours]
         remark = f"{self.name} selects {', '.join(others)}, which {table.source_name} do not have"
-        return SourceTable(relation, ours, located=True, remarks=(remark,) if others else ())
+        return SourceTable(
+            relation,
+            ours,
+            located=True,
+            remarks=(remark,) if others else (),
+            query_lines=query_lines,
+        )
 
     def _run(
         self,
@@ -107,7 +113,8 @@ class SourceQuery:
         table: str,
         begin: dt.datetime,
         end: dt.datetime,
-    ) -> str:
+    ) -> tuple[str, str]:
+        """The relation of the query's rows, and SQL for the lines that they are from."""
         import duckdb
 
         before = _databases(connection)
@@ -252,13 +259,19 @@ def _source(
 
 def _with_lines(
     connection: "DuckDBPyConnection", result: str, lines: Sequence[str], table: str
-) -> str:
-    """The rows of a query in an order of their own, below them the lines that are no rows."""
+) -> tuple[str, str]:
+    """The rows of a query in an order of their own, below them the lines that are no rows.
+
+    Returns:
+        Their relation, and SQL for all lines of the files if the rows tell where they are from.
+    """
     columns = [name for name, *_ in connection.execute(f"DESCRIBE {result}").fetchall()]
     given = {name.lower() for name in columns}
     own = [identifier(name) for name in columns if name.lower() not in OURS]
     file, line = "''", f"row_number() OVER (ORDER BY {', '.join(own)})"
+    query_lines = ""
     if {"_file", "_line"} <= given:
+        query_lines = " UNION ALL ".join(f"SELECT _file, _line FROM {r}" for r in lines)
         file, line = "coalesce(CAST(_file AS VARCHAR), '')", "CAST(_line AS BIGINT)"
     unreadable = "".join(
         f" UNION BY NAME SELECT _file, _line, _unreadable FROM {relation} "
@@ -278,7 +291,7 @@ def _with_lines(
         ORDER BY {", ".join(["_file", "_line", *own])}"""
     )
     connection.execute(f"DROP TABLE {result}")
-    return relation
+    return relation, query_lines
 
 
 def _columns_said(connection: "DuckDBPyConnection", lines: Sequence[str]) -> str:

@@ -24,6 +24,8 @@ class SourceTable:
             are from, and what is wrong with a line that is no row.
         unread: Files that look like the table's and are not read.
         remarks: What else is to be said, in words.
+        query_lines: SQL for `_file` and `_line` of all lines of the files that a query reads, where
+            it tells which of them its rows are from; empty otherwise.
     """
 
     relation: str
@@ -31,6 +33,7 @@ class SourceTable:
     located: bool = False
     unread: tuple[Unread, ...] = ()
     remarks: tuple[str, ...] = ()
+    query_lines: str = ""
 
     @property
     def file(self) -> str:

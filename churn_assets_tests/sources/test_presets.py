@@ -301,7 +301,7 @@ def test_ga4_events(ending: str, tmp_path: Path) -> None:
     if ending == "parquet":
         columns = dict.fromkeys(name for row in GA4 for name in row)
         values = {name: [row.get(name) for row in GA4] for name in columns}
-        values["event_timestamp"] = [int(value) for value in values["event_timestamp"]]
+        values["event_timestamp"] = [int(row["event_timestamp"]) for row in GA4]
         pq.write_table(pa.table(values), path)
     else:
         path.write_bytes(gzip.compress(text.encode()) if ending == "json.gz" else text.encode())
