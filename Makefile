@@ -3,6 +3,8 @@
 PYTHON ?= python3
 export CHURN_HOME ?= $(CURDIR)/data/state
 export DAGSTER_HOME ?= $(CHURN_HOME)/dagster
+# Where bytecode is not kept, as in many containers, every process compiles its libraries anew.
+unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 

@@ -84,8 +84,10 @@ def backfill(
     if stale and (first or last or newest or names):
         raise ValueError("--stale goes alone: it finds the stages and partitions by itself.")
     from churn_assets.definitions import build_definitions
+    from churn_assets.models.training_rows import nobody_to_learn_from
     from churn_assets.monitoring.inventory import ON_DEMAND, inventory, present_partitions
     from churn_assets.operations import backfill as backfills
+    from churn_assets.operations.inspection import not_made
     from churn_assets.operations.installation import offline_store
     from churn_assets.operations.instance import dagster_instance
     from churn_assets.operations.progress import shown_progress
@@ -106,7 +108,7 @@ def backfill(
     )
     console = terminal()
     with dagster_instance(settings) as instance:
-        made = 0
+        made, without = 0, set[str]()
         rows = inventory(defs, store, calendar, instance, now) if stale else []
         for stage in stages:
             if stale:
@@ -120,6 +122,9 @@ def backfill(
                     now,
                     wanted,
                     slices_only,
+                    without := nobody_to_learn_from(
+                        store, calendar, calendar.keys(calendar.scored_cutoffs, now)
+                    ),
                 )
             for batch in batches:
                 with shown_progress(console, batch) as on_step:
@@ -137,6 +142,8 @@ def backfill(
             )
         if not made:
             console.print(f"Nothing is {'stale' if stale else 'missing'}.")
+        for line in [] if names else not_made(calendar, now, without):
+            console.print(line, highlight=False)
         # Also then: the last run may have been killed before it came to this.
         write_views(store, settings.home / "offline_store.duckdb")
 

@@ -45,6 +45,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = churn(home, "backfill", **SMALL_SHOP)
     assert run.returncode == 0, run.stderr
     assert "✓ ingest 2025-01-01 … 2025-05-01" in run.stdout
+    assert "models: none, history is too short. They exist from 2025-06-01 on" in run.stdout
     return home
 
 
@@ -117,6 +118,36 @@ def test_errors_say_what_to_do(
 
 
 @pytest.mark.skipif(not UCI.exists(), reason="needs the UCI data in ../shared/data")
+def test_cutoffs_before_the_first_customer_have_no_model(tmp_path: Path) -> None:
+    (tmp_path / "input").mkdir()
+    lines = ["customer_id,event_timestamp,event_type,amount"]
+    for customer in range(40):
+        for day in range(customer % 13, 120, 7 + customer % 13):
+            at = dt.date(2025, 1, 2) + dt.timedelta(days=day)
+            lines.append(f"c{customer},{at}T10:00:00Z,purchase,{customer}.5")
+    (tmp_path / "input" / "events.csv").write_text("\n".join(lines))
+    early = {
+        "CHURN_SOURCE": "files",
+        "CHURN_INPUT_DIR": str(tmp_path / "input"),
+        "CHURN_START": "2024-11-01",
+        "CHURN_END": "2025-04-05",
+        "CHURN_LOOKBACK_DAYS": "30",
+        "CHURN_HORIZON_DAYS": "14",
+    }
+    made = churn(tmp_path, "backfill", **early)
+    assert made.returncode == 0, made.stderr
+    left_out = "models of 2025-02-01 to 2025-02-01: none, nobody was active"
+    assert left_out in " ".join(made.stdout.split())
+    again = churn(tmp_path, "backfill", **early)
+    assert "Nothing is missing." in again.stdout
+    assert left_out in " ".join(again.stdout.split())
+    champions = tmp_path / "state" / "offline_store" / "champion_model"
+    assert sorted(path.name for path in champions.iterdir()) == [
+        "cutoff=2025-03-01",
+        "cutoff=2025-04-01",
+    ]
+
+
 def test_the_uci_data_gives_the_published_populations(tmp_path: Path) -> None:
     settings = {
         "CHURN_SOURCE": "online_retail",

@@ -90,10 +90,19 @@ def train(
         read: Gives the training rows of cutoffs.
         economics: Decides the threshold.
         seed: Of everything drawn at random.
+
+    Raises:
+        ValueError: There is nobody to learn from.
     """
     training, holdout = read(plan.fit), read((plan.holdout,))
     tried = trial(estimator, columns, training, holdout, seed)
     rows = read(plan.refit)
+    if not len(rows):
+        raise ValueError(
+            f"{estimator.name} of {plan.cutoff} has nobody to learn from: nobody was active in the "
+            f"lookback before any cutoff from {plan.refit[0]} to {plan.refit[-1]}. If data begins "
+            "later, set CHURN_START to its first day; `churn inspect` shows it."
+        )
     model = fit(estimator, columns, rows, seed, tried.rounds)
     said = model.probabilities(holdout.features)
     manifest = Manifest(

@@ -9,8 +9,10 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.models.estimators import Rows, inputs
-from churn_assets.stores.offline import OfflineStore, Scan
+from churn_assets.models.training_plan import mature_at
+from churn_assets.stores.offline import OfflineStore, Scan, row_count
 from churn_assets.stores.tables import Column
 from churn_assets.training_data.dataset import LABEL_COLUMNS, TRAINING_DATASET
 
@@ -60,6 +62,18 @@ def training_rows(store: OfflineStore, cutoffs: Sequence[dt.date]) -> Rows:
             f"SELECT {names}, {TARGET} FROM {rows} ORDER BY cutoff, customer_id"
         ).df()
     return Rows(frame.drop(columns=TARGET), frame[TARGET].to_numpy())
+
+
+def nobody_to_learn_from(store: OfflineStore, calendar: Calendar, keys: Sequence[str]) -> set[str]:
+    """The scored cutoffs whose training cutoffs are all there and have no customers."""
+    table = store.tables[TRAINING_DATASET]
+    rows = {key: row_count(store.path(table, key)) for key in store.keys(table)}
+    found = set[str]()
+    for key in keys:
+        needed = [day.isoformat() for day in mature_at(calendar, parse_key(key))]
+        if all(rows.get(day) == 0 for day in needed):
+            found.add(key)
+    return found
 
 
 def typical_values(features: "pd.DataFrame", columns: Sequence[Column]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from churn_assets.online.publishing import publish
+from churn_assets.online.rows import OnlineStoreError
 from churn_assets.online.server import ServerError, open_client, redis_url
 from churn_assets.online.store import OnlineStore, read_version
 from churn_assets.stores.offline import OfflineStore, Query
@@ -45,7 +46,8 @@ class OnlineIOManager(dg.IOManager):
     """Publishes the rows of a `Query` as the online version of their cutoff, and reads one back.
 
     An older cutoff than the live one is refused without an error: `published` is false in the
-    metadata of its partition. Of a range, only the newest cutoff is published.
+    metadata of its partition. Of a range, only the newest cutoff is published. One without
+    customers is an error.
     """
 
     def __init__(self, store: OfflineStore, url: str | None) -> None:
@@ -59,6 +61,11 @@ class OnlineIOManager(dg.IOManager):
         *older, newest = sorted(context.asset_partition_keys)
         with self.store.connect() as connection:
             table = connection.sql(obj.selects[0]).to_arrow_table()
+        if not table.num_rows:
+            raise OnlineStoreError(
+                f"There is nobody to serve at {newest}: nobody was active in the lookback before "
+                "it. What was live stays live. `churn inspect` shows whether events are missing."
+            )
         with connections_are_retried():
             client = connect(self.store.home, self.url)
             try:

@@ -129,6 +129,7 @@ def plan_stage(
     now: dt.datetime,
     wanted: Range | None = None,
     slices_only: bool = False,
+    without: Collection[str] = (),
 ) -> list[Batch]:
     """The runs that a stage needs.
 
@@ -140,6 +141,8 @@ def plan_stage(
         now: Decides which partitions exist.
         wanted: The range; None for everything that is missing.
         slices_only: Whether `wanted` is a range of slices.
+        without: Scored cutoffs that no model can be made for, because nobody is there to learn
+            from. With them in it, the run of a range would fail for all.
     """
     graph = defs.resolve_asset_graph()
     selected = defs.resolve_job_def(stage.name).asset_layer.selected_asset_keys
@@ -156,6 +159,7 @@ def plan_stage(
             key
             for key in existing
             if _is_needed(calendar, definition, key, key in have, wanted, slices_only)
+            and not (key in without and _is_scored(calendar, definition))
         ]
     batches = _batches(stage, calendar, needed)
     unpartitioned = selected - set(partitioned)
@@ -219,10 +223,14 @@ def _is_needed(
         return not is_present
     if in_range:
         return wanted.again or not is_present
-    if is_present or definition in (calendar.scored_cutoffs, calendar.realised_cutoffs):
+    if is_present or _is_scored(calendar, definition):
         return False
     # Models of the range learn from these.
     return calendar.first_training_cutoff(wanted.first) <= day < wanted.first
+
+
+def _is_scored(calendar: Calendar, definition: dg.TimeWindowPartitionsDefinition) -> bool:
+    return definition in (calendar.scored_cutoffs, calendar.realised_cutoffs)
 
 
 def run_batch(

@@ -5,7 +5,7 @@ of a connection of its own. The state is neither read nor written.
 """
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -154,19 +154,42 @@ def inspect(
 
 
 def outlook(calendar: Calendar, now: dt.datetime) -> list[str]:
-    """What history is enough for, and from when on there is what it is too short for."""
-    end = calendar.end or now
-    said = list[str]()
-    for name, first, keys in calendar.outlook(now):
-        if keys:
-            said.append(f"{name}: {len(keys)} cutoffs, {keys[0]} to {keys[-1]}")
-        else:
-            until = "CHURN_END is" if calendar.end else "now is"
-            said.append(
-                f"{name}: none, history is too short. They exist from {first} on; "
-                f"{until} {end:%Y-%m-%d}, CHURN_START {calendar.start}"
-            )
-    return said
+    """What history is enough for, in words; then what it is too short for."""
+    enough = [
+        f"{name}: {len(keys)} cutoffs, {keys[0]} to {keys[-1]}"
+        for name, _, keys in calendar.outlook(now)
+        if keys
+    ]
+    return [*enough, *too_short(calendar, now)]
+
+
+def too_short(calendar: Calendar, now: dt.datetime) -> list[str]:
+    """What history is too short for, and from when on there is that."""
+    until = f"CHURN_END is {calendar.end:%Y-%m-%d}" if calendar.end else f"today is {now:%Y-%m-%d}"
+    return [
+        f"{name}: none, history is too short. They exist from {first} on; CHURN_START is "
+        f"{calendar.start}, {until}."
+        for name, first, keys in calendar.outlook(now)
+        if not keys
+    ]
+
+
+def not_made(calendar: Calendar, now: dt.datetime, without: Collection[str]) -> list[str]:
+    """What a backfill does not make, and why.
+
+    Args:
+        calendar: Where partitions lie.
+        now: Decides which partitions exist.
+        without: Scored cutoffs without anybody to learn from.
+    """
+    if not without:
+        return too_short(calendar, now)
+    return [
+        *too_short(calendar, now),
+        f"models of {min(without)} to {max(without)}: none, nobody was active in the "
+        f"{calendar.lookback_days} days before any of their training cutoffs. If data begins later "
+        f"than CHURN_START ({calendar.start}), set it to the first day; `churn inspect` shows it.",
+    ]
 
 
 def _calendar(settings: Settings, chosen: Mapping[str, str]) -> Calendar:

@@ -284,7 +284,14 @@ def test_a_hold_out_of_one_class_still_gives_a_model(estimator: Estimator):
 
 
 @EVERY_ESTIMATOR
-@pytest.mark.parametrize("customers", [0, 5])
+def test_nobody_to_learn_from_is_an_error(estimator: Estimator) -> None:
+    plan = training_plan(CALENDAR, dt.date(2025, 6, 1))
+    with pytest.raises(ValueError, match=r"nobody to learn from.*set CHURN_START"):
+        train(estimator, COLUMNS, VERSIONS, plan, lambda _: rows(0), Economics(), 7)
+
+
+@EVERY_ESTIMATOR
+@pytest.mark.parametrize("customers", [1, 5])
 def test_a_handful_of_customers_gives_the_base_rate(
     estimator: Estimator, customers: int, tmp_path: Path
 ):
