@@ -117,7 +117,6 @@ def test_errors_say_what_to_do(
     assert "Traceback" not in run.stderr
 
 
-@pytest.mark.skipif(not UCI.exists(), reason="needs the UCI data in ../shared/data")
 def test_cutoffs_before_the_first_customer_have_no_model(tmp_path: Path) -> None:
     (tmp_path / "input").mkdir()
     lines = ["customer_id,event_timestamp,event_type,amount"]
@@ -148,6 +147,7 @@ def test_cutoffs_before_the_first_customer_have_no_model(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.skipif(not UCI.exists(), reason="needs the UCI data in ../shared/data")
 def test_the_uci_data_gives_the_published_populations(tmp_path: Path) -> None:
     settings = {
         "CHURN_SOURCE": "online_retail",

@@ -47,11 +47,8 @@ from churn_assets.training_data.dataset import TRAINING_DATASET
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
 
 MODELS = tuple(estimator.name for estimator in ESTIMATORS)
-
-EXAMPLE = 5  # rows that are logged as an example of the input
 
 
 @dataclass(frozen=True)
@@ -62,13 +59,11 @@ class Trained:
         manifest: What it is.
         model: The model that is kept.
         holdout: P(churn) of the hold-out's customers by that fit.
-        example: A few of the rows it was trained on.
     """
 
     manifest: Manifest
     model: FittedModel
     holdout: "np.ndarray"
-    example: "pd.DataFrame"
 
 
 def train(
@@ -125,7 +120,7 @@ def train(
         # By what it says: the bytes of a fitted object differ with the process that made it.
         state=hashlib.sha256(said.tobytes()).hexdigest(),
     )
-    return Trained(manifest, model, tried.probabilities, rows.features.head(EXAMPLE))
+    return Trained(manifest, model, tried.probabilities)
 
 
 def train_all(
@@ -232,7 +227,6 @@ def assets(
                         parameters(manifest, made.model),
                         context.run.run_id,
                         evaluation=evaluation,
-                        example=made.example,
                     )
                 seconds, began = time.monotonic() - began, time.monotonic()
                 metadata = model_metadata(manifest, evaluation, tracking, run_id)

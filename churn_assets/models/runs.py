@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from churn_assets.models import pyfunc
 from churn_assets.models.artefacts import Manifest, ModelStore
-from churn_assets.models.estimators import inputs
 from churn_assets.stores.tracking import (
     ASSET_TAG,
     DAGSTER_RUN_TAG,
@@ -25,7 +24,6 @@ from churn_assets.stores.tracking import (
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mlflow.entities import DatasetInput
 
     from churn_assets.models.evaluation import Evaluation
@@ -47,7 +45,6 @@ class ModelRuns(Tracking):
         params: Mapping[str, object],
         dagster_run_id: str = "",
         evaluation: "Evaluation | None" = None,
-        example: "pd.DataFrame | None" = None,
     ) -> str:
         """Log a model as the one run of its asset and partition, and give the run's id.
 
@@ -56,7 +53,6 @@ class ModelRuns(Tracking):
             params: How it was fitted.
             dagster_run_id: The Dagster run that made it.
             evaluation: Its plots, report and importance, where it was just made.
-            example: A few rows of its input.
 
         Raises:
             TimeoutError: Another process keeps the SQLite file locked.
@@ -76,10 +72,6 @@ class ModelRuns(Tracking):
         with self.only_run(manifest.model, manifest.cutoff, tags) as run_id:
             self.client.log_batch(
                 run_id,
-                metrics=[
-                    Metric(key, value, now, 0)
-                    for key, value in _metrics(manifest, evaluation).items()
-                ],
                 params=[Param(key, str(value)[:500]) for key, value in params.items()],
                 tags=[RunTag("mlflow.source.name", "churn_assets")],
             )
@@ -91,17 +83,24 @@ class ModelRuns(Tracking):
                 mlflow.start_run(run_id=run_id),
                 warnings.catch_warnings(),
             ):
-                # The signature is declared, so no example is needed to infer one.
+                # The signature is declared, and MLflow would load the model to try an example.
                 warnings.filterwarnings("ignore", message=".*input example")
-                mlflow.pyfunc.log_model(
+                model = mlflow.pyfunc.log_model(
                     name=manifest.model,
                     loader_module=pyfunc.__name__,
                     data_path=str(ModelStore(self.home).artefact(manifest)),
                     # Without a list MLflow opens the model in a new process to find one: 4 s.
                     pip_requirements=[f"{k}=={v}" for k, v in manifest.libraries.items()],
                     signature=_signature(manifest),
-                    input_example=None if example is None else inputs(example, manifest.columns),
                 )
+            # Of run and model at once. Of a run that has metrics, MLflow reads each one's history.
+            self.client.log_batch(
+                run_id,
+                metrics=[
+                    Metric(key, value, now, 0, model_id=model.model_id, run_id=run_id)
+                    for key, value in _metrics(manifest, evaluation).items()
+                ],
+            )
         return run_id
 
     def _log_evaluation(self, run_id: str, evaluation: "Evaluation") -> None:

@@ -16,6 +16,7 @@ from churn_assets.online import publishing
 from churn_assets.online import store as online
 from churn_assets.online import sync as assets
 from churn_assets.online.io_manager import connect
+from churn_assets.online.rows import OnlineStoreError
 from churn_assets.online.server import stop
 from churn_assets.operations import contract_checks
 from churn_assets.operations.installation import offline_store
@@ -93,6 +94,23 @@ def test_what_is_served_equals_the_offline_rows(settings: Settings) -> None:
     older = run(settings, "2025-07-01", "2025-07-01")
     assert older.passed
     assert older.description == "Another cutoff is live, so nothing of this one is served."
+
+
+def test_a_version_without_customers_is_never_served(settings: Settings) -> None:
+    run(settings, "2025-07-01", "2025-07-01")
+    store = offline_store(settings)
+    for name in assets.online_sources(GROUPS):
+        table = store.tables[name]
+        with store.connect() as connection:
+            store.publish(connection, table, [table.empty()], ["2025-08-01"], lambda _: {})
+    job = dg.define_asset_job("sync", dg.AssetSelection.assets("online_features"))
+    defs = dg.Definitions.merge(build_definitions(settings), dg.Definitions(jobs=[job]))
+    with pytest.raises(OnlineStoreError, match="nobody to serve at 2025-08-01"):
+        defs.resolve_job_def("sync").execute_in_process(
+            tags={RANGE_START: "2025-08-01", RANGE_END: "2025-08-01"}
+        )
+    live = online.OnlineStore(connect(settings.home, None)).live()
+    assert live and str(live.cutoff) == "2025-07-01"
 
 
 def test_rows_that_differ_fail_the_run(settings: Settings) -> None:

@@ -13,6 +13,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import duckdb
 import pandas as pd
@@ -22,6 +23,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from churn_assets.sources import reading
+from churn_assets.sources.csv_rows import Dialect, find_dialect
 from churn_assets.sources.input_files import InputFile, Unread, input_files, named_after
 from churn_assets.sources.reading import columns_of, read_files
 from churn_assets.sources.rows import OURS
@@ -376,3 +379,34 @@ def test_a_link_to_a_folder_above_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "events" / "again").symlink_to(tmp_path)
     files, _ = input_files(tmp_path)
     assert [file.name for file in files] == ["events/1.csv"]
+
+
+def test_many_columns_and_many_files(tmp_path: Path) -> None:
+    columns = [f"note {n}" for n in range(2_000)]
+    wide = "\n".join([",".join([HEADER, *columns]), ",".join([LINE, *["x"] * 2_000]), LINE])
+    found = read(write(tmp_path / "wide", {"events.csv": wide}))
+    assert found[0]["note 1999"] == "x"
+    assert "3 fields, the header has 2003" in str(found[1]["_unreadable"])
+    many: dict[str, str | bytes]
+    many = {f"events/{n // 100}/part-{n:05}.csv": f"{HEADER}\n{LINE}\n" for n in range(2_000)}
+    found = read(write(tmp_path / "many", many))
+    assert len(found) == len({row["_file"] for row in found}) == 2_000
+
+
+def test_a_file_that_grows_while_it_is_read_ends_with_a_whole_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer has written one line and a half more when the dialect is found."""
+    path = write(tmp_path, {"events.csv": f"{HEADER}\n" + f"{LINE}\n" * 100}) / "events.csv"
+
+    def meanwhile(text: IO[str]) -> Dialect | None:
+        found = find_dialect(text)
+        with path.open("a") as file:
+            file.write(f"{LINE}\nc1,2025-")
+        return found
+
+    monkeypatch.setattr(reading, "find_dialect", meanwhile)
+    *rows, last = read(tmp_path)
+    assert len(rows) == 101
+    assert all(row["customer_id"] == "c1" and row["_unreadable"] is None for row in rows)
+    assert str(last["_unreadable"]) == "2 fields, the header has 3: c1,2025-"
