@@ -172,7 +172,7 @@ def values_query(raw: RawTable, source: SourceTable, formats: Formats) -> str:
     for column in raw.columns:
         name, text = column.name, f"text_{column.name}"
         if name in source.columns:
-            usable = f"({name} IS NOT NULL AND {_within_limits(column)})"
+            usable = f"({text} IS NOT NULL AND {name} IS NOT NULL AND {_within_limits(column)})"
             other = f"{text} IS NOT NULL AND {usable} IS NOT TRUE"
             first = f"arg_min({text} || ' (' || {where} || ')', (file, line, row_number))"
             chosen += [
