@@ -33,8 +33,8 @@ ALL_TIME = (dt.datetime(1, 1, 1, tzinfo=dt.UTC), dt.datetime(9999, 12, 31, tzinf
 FAR = dt.timedelta(days=31)
 # Data whose newest event is as old as that is an export that has stopped.
 STOPPED = dt.timedelta(days=14)
-# One customer with more of the rows is a till or a test.
-ONE_CUSTOMER = 1 / 3
+# One customer of many with more of the rows is a till or a test.
+ONE_CUSTOMER, MANY_CUSTOMERS = 1 / 3, 10
 # Where gaps between orders are a little longer than the horizon, customers look lost who are not.
 RHYTHM_DAYS = 7
 RHYTHM_SHARE = 0.2
@@ -231,12 +231,14 @@ def _span_settings(
     """Where history begins and ends, of settings that are not set."""
     first, early, late, last = span
     chosen = dict[str, str]()
+    start = settings.start
     if "start" not in settings.model_fields_set:
-        begins = first if early - first < FAR else early
-        chosen["CHURN_START"] = f"{begins:%Y-%m-%d}"
-    ends = min(last if last - late < FAR else late, now)
-    if "end" not in settings.model_fields_set and now - ends > STOPPED:
-        chosen["CHURN_END"] = f"{ends + dt.timedelta(days=1):%Y-%m-%d}"
+        start = (first if early - first < FAR else early).date()
+        chosen["CHURN_START"] = start.isoformat()
+    newest = min(last if last - late < FAR else late, now)
+    end = newest.date() + dt.timedelta(days=1)
+    if "end" not in settings.model_fields_set and now - newest > STOPPED and end > start:
+        chosen["CHURN_END"] = end.isoformat()
     return chosen
 
 
@@ -287,7 +289,7 @@ def _odd_events(
     of_busiest = connection.execute(
         "SELECT count(*) FROM valid_rows WHERE customer_id = $1", [busiest]
     ).fetchall()[0][0]
-    if customers > 2 and of_busiest > ONE_CUSTOMER * rows:
+    if customers >= MANY_CUSTOMERS and of_busiest > ONE_CUSTOMER * rows:
         warnings.append(
             f"customer {busiest} has {of_busiest:,} of {rows:,} rows: a till, a test or a word for "
             "a missing id?"
