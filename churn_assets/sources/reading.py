@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 
+# Rows of text files that are inserted at once.
+ROWS_PER_INSERT = 20_000
+
+
 def read_files(connection: "DuckDBPyConnection", files: Sequence[InputFile], name: str) -> str:
     """A relation over files, with their columns and `_file`, `_line`, `_unreadable`.
 
@@ -49,19 +53,23 @@ def _fill(connection: "DuckDBPyConnection", files: Sequence[InputFile], name: st
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE {name} (_file VARCHAR, _line BIGINT, _unreadable VARCHAR)"
     )
-    known = set(OURS)
+    columns = {name: name for name in OURS}
+    waiting, count = list["pa.Table"](), 0
     for file in files:
         good, bad = 0, list[str]()
         for block in blocks(file):
             for column in block.columns:
-                if column.lower() not in known:
-                    known.add(column.lower())
+                if column.lower() not in columns:
+                    columns[column.lower()] = column
                     connection.execute(
                         f"ALTER TABLE {name} ADD COLUMN {identifier(column)} VARCHAR"
                     )
-            connection.register("block", _as_arrow(file, block))
-            connection.execute(f"INSERT INTO {name} BY NAME SELECT * FROM block")
-            connection.unregister("block")
+            rows = _as_arrow(file, block)
+            waiting.append(rows.rename_columns([columns[c.lower()] for c in rows.column_names]))
+            count += len(rows)
+            if count >= ROWS_PER_INSERT:
+                _insert(connection, name, waiting)
+                count = 0
             good += len(block.lines)
             bad += [f"{file.name}:{row.line}: {row.why}" for row in block.unreadable]
         if len(bad) > good:
@@ -69,6 +77,18 @@ def _fill(connection: "DuckDBPyConnection", files: Sequence[InputFile], name: st
                 f"{file.name} cannot be read: {len(bad)} of its {good + len(bad)} lines are no "
                 f"rows. The first: {bad[0]}. Mend the file, or take it out of the folder."
             )
+    _insert(connection, name, waiting)
+
+
+def _insert(connection: "DuckDBPyConnection", name: str, waiting: "list[pa.Table]") -> None:
+    """Move rows into the table; of many small files together, since an insertion takes 2 ms."""
+    import pyarrow as pa
+
+    if waiting:
+        connection.register("waiting", pa.concat_tables(waiting, promote_options="default"))
+        connection.execute(f"INSERT INTO {name} BY NAME SELECT * FROM waiting")
+        connection.unregister("waiting")
+        waiting.clear()
 
 
 def blocks(file: InputFile) -> Iterator[Block]:
