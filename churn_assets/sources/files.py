@@ -121,11 +121,18 @@ class Files:
         return TableFiles(query, files, sorted(others, key=lambda file: file.name))
 
     def query(self, table: RawTable) -> SourceQuery | None:
-        """The query of a table; None where there is none."""
+        """The query of a table; None where there is none.
+
+        Raises:
+            UnreadableInput: It is no text.
+        """
         path = Path(self.folder) / f"{table.source_name}.sql"
         if not path.is_file():
             return None
-        return SourceQuery(path.name, path.read_text(encoding="utf-8-sig"))
+        try:
+            return SourceQuery(path.name, path.read_text(encoding="utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise UnreadableInput(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from None
 
     def _advice(self) -> str:
         """Which preset reads a file of the folder, if one does."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Whoever reads files with these has rows without file and line, and loses those that are none.
 OTHER_READERS = re.compile(r"(read_\w+|\w+_scan|glob|sniff_csv)", re.IGNORECASE)
+# DuckDB reads a file of that name where a table is expected.
+NAMED_FILE = re.compile(r"'.*'|\".*[.]\w+\"", re.DOTALL)
 WINDOW = ("begin", "end")
 
 
@@ -117,7 +119,7 @@ class SourceQuery:
         """The relation of the query's rows, and SQL for the lines that they are from."""
         import duckdb
 
-        before = _databases(connection)
+        databases, options = _databases(connection), _options(connection)
         secrets, lines = list[str](), list[str]()
         try:
             text, lines = self._prepared(connection, found, table, secrets)
@@ -142,7 +144,10 @@ class SourceQuery:
                 message = message.replace(secret, "***")
             raise QueryError(f"{self.name}: {message}") from None
         finally:
-            for database in _databases(connection) - before:
+            for option, value in _options(connection).items():
+                if option in options and options[option] != value:
+                    connection.execute(f"SET {option} = '{quoted(options[option])}'")
+            for database in _databases(connection) - databases:
                 connection.execute(f"DETACH {identifier(database)}")
 
     def _prepared(
@@ -173,11 +178,12 @@ class SourceQuery:
     def _calls(self) -> Iterator[Call]:
         tokens = _tokens(self.name, self.text)
         for position, (begin, text) in enumerate(tokens):
-            opened = position + 1 < len(tokens) and tokens[position + 1][1].startswith("(")
-            if text.upper() in ("FROM", "JOIN") and tokens[position + 1][1].startswith("'"):
+            following = tokens[position + 1][1] if position + 1 < len(tokens) else ""
+            opened = following.startswith("(")
+            if text.upper() in ("FROM", "JOIN") and NAMED_FILE.fullmatch(following):
                 raise QueryError(
-                    f"{self.name} reads {tokens[position + 1][1]} by itself. Files are read as "
-                    f"source({tokens[position + 1][1]})."
+                    f"{self.name} reads {following} by itself. Files are read as "
+                    f"source('{following[1:-1]}')."
                 )
             if opened and OTHER_READERS.fullmatch(text):
                 raise QueryError(
@@ -268,6 +274,8 @@ def _with_lines(
     columns = [name for name, *_ in connection.execute(f"DESCRIBE {result}").fetchall()]
     given = {name.lower() for name in columns}
     own = [identifier(name) for name in columns if name.lower() not in OURS]
+    if not own:
+        raise QueryError("it selects none of our columns")
     file, line = "''", f"row_number() OVER (ORDER BY {', '.join(own)})"
     query_lines = ""
     if {"_file", "_line"} <= given:
@@ -307,6 +315,11 @@ def _columns_said(connection: "DuckDBPyConnection", lines: Sequence[str]) -> str
 def _databases(connection: "DuckDBPyConnection") -> set[str]:
     names = connection.execute("SELECT database_name FROM duckdb_databases() WHERE NOT internal")
     return {name for (name,) in names.fetchall()}
+
+
+def _options(connection: "DuckDBPyConnection") -> dict[str, str]:
+    """DuckDB's options: what a query sets, such as a time zone, is for the query alone."""
+    return dict(connection.execute("SELECT name, value FROM duckdb_settings()").fetchall())
 
 
 def _values(statement: "Statement", values: Mapping[str, dt.datetime]) -> dict[str, dt.datetime]:

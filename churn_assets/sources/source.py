@@ -97,7 +97,7 @@ def require_columns(required: Set[str], found: list[str], where: str, mend: str)
         ValueError: A required column is not there.
     """
     if missing := missing_columns(required, found):
-        shown = ", ".join(found[:30]) + (", …" if len(found) > 30 else "")
+        shown = ", ".join(found[:30]) + (", …" if len(found) > 30 else "") or "none"
         raise ValueError(
             f"{where} lacks the required column{'s' if len(missing) > 1 else ''} "
             f"{', '.join(missing)}. Columns found: {shown}. "

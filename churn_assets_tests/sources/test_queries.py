@@ -16,6 +16,7 @@ from churn_assets.sources.files import Files
 from churn_assets.sources.queries import QueryError
 from churn_assets.sources.source import SourceTable
 from churn_assets.sources.tables import RawTable
+from churn_assets.sources.text import UnreadableInput
 from churn_assets_tests.conftest import Row, query, utc_connection
 
 CALENDAR = Calendar(dt.date(2025, 1, 1), midnight(dt.date(2025, 3, 1)))
@@ -127,6 +128,9 @@ def test_what_a_query_selects_beside_our_columns_is_said(folder: Path) -> None:
     ("sql", "message"),
     [
         ("SELECT * FROM read_csv('orders.csv')", r"read_csv.*source\('orders\*\.csv'\)"),
+        ("SELECT 1 FROM", "syntax error"),
+        ("SELECT _file, _line FROM source('orders*')", "selects none of our columns"),
+        ('SELECT * FROM "orders.csv"', r"read as source\('orders\.csv'\)"),
         ("SELECT * FROM 'orders.csv'", r"read as source\('orders\.csv'\)"),
         ("SELECT * FROM parquet_scan('x')", "parquet_scan"),
         ("SELECT * FROM source(orders)", r"takes text in single quotes"),
@@ -162,6 +166,32 @@ def test_a_database_is_attached_for_the_query_alone(folder: Path) -> None:
         assert [row["customer_id"] for row in rows] == ["a", "b"]
         assert rejected == []
         assert [file.name for file in source.unread] == ["orders (1).csv", "shop.duckdb"]
+
+
+def test_what_a_query_sets_is_for_the_query_alone(folder: Path) -> None:
+    (folder / "orders (1).csv").write_text(
+        "Kunde;Datum\na;2025-01-31 20:00:00\nb;2025-01-31 18:00:00\n"
+    )
+    sql = """ATTACH ':memory:' AS shop; USE shop; SET TimeZone = 'America/New_York';
+        SET default_null_order = 'nulls_first'; SET default_collation = 'NOCASE';
+        SELECT Kunde AS customer_id, CAST(Datum AS TIMESTAMPTZ) AS event_timestamp,
+            'purchase' AS event_type, _file, _line FROM source('orders*')"""
+    rows, rejected, _ = read(folder, sql)
+    assert rejected == []
+    # Midnight in New York is 5 in the morning: they are of February and January.
+    assert [(row["customer_id"], str(row["slice"])) for row in rows] == [
+        ("b", "2025-01-01"),
+        ("a", "2025-02-01"),
+    ]
+
+
+def test_a_query_that_is_no_text_is_named(folder: Path) -> None:
+    (folder / "events.sql").write_bytes("SELECT 'é'".encode("latin-1"))
+    with (
+        utc_connection() as connection,
+        pytest.raises(UnreadableInput, match=r"events\.sql.*UTF-8"),
+    ):
+        Files(str(folder)).read(connection, declared.EVENTS, BEGIN, END)
 
 
 def test_a_secret_comes_into_no_message(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
