@@ -31,8 +31,7 @@ class TableFiles:
     Args:
         query: The query of the table, if there is one.
         files: The files that are read for it, by the query or because of their names.
-        unread: Files that look like the table's and are not read; of the required table all files
-            of the folder that are not read.
+        unread: Of the required table, all files of the folder that nothing reads: told once.
     """
 
     query: SourceQuery | None
@@ -88,37 +87,32 @@ class Files:
         Raises:
             FileNotFoundError: The folder is not there.
         """
-        found, unread = input_files(Path(self.folder))
+        found, unreadable = input_files(Path(self.folder))
         queries = {raw: self.query(raw) for raw in RAW_TABLES}
         of_queries = [file for query in queries.values() if query for file in query.files(found)]
         query = queries[table]
-        files, others = list[InputFile](), list[Unread]()
-        for file in found:
-            named = named_after(file, table.source_name)
-            if query and named is not False and file not in of_queries:
-                others.append(Unread(file.name, f"{query.name} does not read it"))
-            if query or named is False:
-                continue
-            lacking = named is None and missing_columns(table.required_columns, columns_of(file))
-            if lacking:
-                others.append(Unread(file.name, f"it has no column {', '.join(lacking)}"))
-            else:
-                files.append(file)
-        of_tables = {f"{raw.source_name}.sql" for raw in RAW_TABLES}
-        unread = [file for file in unread if file.name not in of_tables]
-        if table.required:
-            tables = [raw.source_name for raw in RAW_TABLES]
-            reason = f"it is named after none of {', '.join(tables)}"
-            others += unread
-            others += [
-                Unread(file.name, reason)
-                for file in found
-                if file not in of_queries and all(named_after(file, t) is False for t in tables)
-            ]
-        else:  # what is nobody's is told once
-            others += [file for file in unread if file.name.lower().startswith(table.source_name)]
-        files = query.files(found) if query else files
-        return TableFiles(query, files, sorted(others, key=lambda file: file.name))
+        if not table.required:
+            files = query.files(found) if query else _named_after(table, found)[0]
+            return TableFiles(query, files, ())
+        unread = {file.name: file.reason for file in unreadable}
+        for raw in RAW_TABLES:  # a query is no data
+            unread.pop(f"{raw.source_name}.sql", None)
+        tables = [raw.source_name for raw in RAW_TABLES]
+        nobodys = f"it is named after none of {', '.join(tables)}"
+        unread |= {
+            f.name: nobodys for f in found if all(named_after(f, t) is False for t in tables)
+        }
+        files = query.files(found) if query else []
+        for raw, its_query in queries.items():
+            its_files, lacking = _named_after(raw, found)
+            unread |= {file.name: file.reason for file in lacking}
+            if its_query:
+                unread |= {file.name: f"{its_query.name} does not read it" for file in its_files}
+            elif raw is table:
+                files = its_files
+        for file in of_queries:
+            unread.pop(file.name, None)
+        return TableFiles(query, files, [Unread(*file) for file in sorted(unread.items())])
 
     def query(self, table: RawTable) -> SourceQuery | None:
         """The query of a table; None where there is none.
@@ -145,6 +139,20 @@ class Files:
             if name:
                 return f"{file.name} looks like {name}: `churn init {name}` writes a query for it."
         return ""
+
+
+def _named_after(
+    table: RawTable, found: Sequence[InputFile]
+) -> tuple[list[InputFile], list[Unread]]:
+    """The files that are named after a table, and those that may be and lack its columns."""
+    files, lacking = list[InputFile](), list[Unread]()
+    for file in found:
+        named = named_after(file, table.source_name)
+        if named is None and (names := missing_columns(table.required_columns, columns_of(file))):
+            lacking.append(Unread(file.name, f"it has no column {', '.join(names)}"))
+        elif named is not False:
+            files.append(file)
+    return files, lacking
 
 
 def _seen(unread: Sequence[Unread]) -> str:
