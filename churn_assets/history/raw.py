@@ -207,8 +207,7 @@ def assets(
                 if source_table is None:
                     context.log.info(f"{name}: the source has no such table")
                 else:
-                    unread = [f"{f.name} is not read: {f.reason}" for f in source_table.unread]
-                    for warning in (*unread, *source_table.remarks, *findings.warnings):
+                    for warning in (*source_table.warnings(), *findings.warnings):
                         context.log.warning(warning)
                     if newest in keys and calendar.end is None:
                         shown[newest]["pending_rows"] = findings.pending

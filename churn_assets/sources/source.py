@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from churn_assets.sources.tables import RawTable
 
 
+# A screen is not filled with the names of files.
+MOST_NAMED = 10
+
+
 @dataclass(frozen=True)
 class SourceTable:
     """Rows as the source has them, and how they read as one of our tables.
@@ -34,6 +38,13 @@ class SourceTable:
     unread: tuple[Unread, ...] = ()
     remarks: tuple[str, ...] = ()
     query_lines: str = ""
+
+    def warnings(self) -> list[str]:
+        """Which files are not read, and what else is to be said."""
+        warnings = [f"{f.name} is not read: {f.reason}" for f in self.unread[:MOST_NAMED]]
+        if more := len(self.unread) - len(warnings):
+            warnings.append(f"{more:,} more files are not read")
+        return [*warnings, *self.remarks]
 
     @property
     def file(self) -> str:

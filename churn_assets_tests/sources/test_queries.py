@@ -107,6 +107,16 @@ def test_a_query_stands_for_the_files_that_are_named_after_its_table(folder: Pat
     ]
 
 
+def test_warnings_fill_no_screen(folder: Path) -> None:
+    for n in range(1_000):
+        (folder / f"note {n}.md").touch()
+    _, _, source = read(folder, SELECT)
+    assert len(source.unread) == 1_000
+    *named, more = source.warnings()
+    assert named[0] == f"note 0.md is not read: {source.unread[0].reason}"
+    assert (len(named), more) == (10, "990 more files are not read")
+
+
 def test_a_column_that_files_may_lack(folder: Path) -> None:
     sql = SELECT.replace("_file, _line", "Kanal AS channel, _file, _line")
     with pytest.raises(QueryError, match=r"(?s)Kanal.*Columns of its files: Kunde, Datum, Summe\."):
@@ -209,7 +219,7 @@ def test_a_secret_comes_into_no_message(folder: Path, monkeypatch: pytest.Monkey
 def test_rows_have_an_order_of_their_own(folder: Path) -> None:
     """Two rows of one identity: which one stays does not depend on threads."""
     sql = """SELECT 'a' AS customer_id, '2025-01-05 10:00' AS event_timestamp, 'o' AS order_id,
-        'purchase' AS event_type, 'e' AS event_id, n AS amount FROM range(200000) AS t(n)
+        'purchase' AS event_type, 'e' AS event_id, n AS amount FROM range(20000) AS t(n)
         WHERE n > 0 ORDER BY hash(n + {seed})"""
     kept = [read(folder, sql.format(seed=seed))[0][0]["amount"] for seed in range(3)]
     assert kept == [1, 1, 1]
