@@ -231,6 +231,8 @@ def _span_settings(
     """Where history begins and ends, of settings that are not set."""
     first, early, late, last = span
     chosen = dict[str, str]()
+    if first > now:
+        return chosen
     start = settings.start
     if "start" not in settings.model_fields_set:
         start = (first if early - first < FAR else early).date()

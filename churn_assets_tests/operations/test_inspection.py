@@ -101,6 +101,13 @@ def test_a_start_behind_all_rows_is_no_crash(tmp_path: Path) -> None:
     assert events(found).reasons == [("before_start", 2, "events.csv:2")]
 
 
+def test_rows_of_the_future_alone_are_no_history(tmp_path: Path) -> None:
+    write(tmp_path, "events.csv", purchases("a", "2031-01-10", "2031-01-11"))
+    found = inspected(make_settings(tmp_path), NOW)
+    assert found.settings == {}
+    assert events(found).reasons == [("future_timestamp", 2, "events.csv:2")]
+
+
 def test_a_shop_that_goes_on_has_no_end(tmp_path: Path) -> None:
     write(tmp_path, "events.csv", purchases("a", "2025-01-10", "2025-08-19"))
     assert inspected(make_settings(tmp_path), NOW).settings == {"CHURN_START": "2025-01-10"}
