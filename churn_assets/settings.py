@@ -90,11 +90,22 @@ class Settings(BaseSettings):
         1000, ge=0, description="customers a caller reads per second and worker; 0: no limit"
     )
 
+    @field_validator("home", "input_dir", "duckdb_temp_directory", mode="before")
+    @classmethod
+    def _no_object_storage(cls, path: object) -> object:
+        # As a path, s3://bucket is a folder s3: of the current one.
+        if "://" in str(path):
+            raise ValueError(
+                "object storage cannot be used yet, this has to be a folder. Mount the bucket, or "
+                "copy the files"
+            )
+        return path
+
     @field_validator("home", "input_dir", "duckdb_temp_directory")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         # A run launched from another folder must find the same state.
-        return path if path is None or "://" in str(path) else path.expanduser().absolute()
+        return path and path.expanduser().absolute()
 
     @field_validator("extra_models", mode="before")
     @classmethod

@@ -14,7 +14,7 @@ import pytest
 
 import churn_assets
 from churn_assets.definitions import build_definitions
-from churn_assets.settings import Settings
+from churn_assets.settings import Settings, SettingsError
 from churn_assets_tests.conftest import RANGE_END, RANGE_START, make_settings, stored
 
 PACKAGE = Path(churn_assets.__file__).parent
@@ -168,3 +168,14 @@ def test_what_is_served_must_be_fresh_while_history_goes_on(tmp_path: Path) -> N
 
     assert {"online_features", "churn_predictions", "raw_events", "asset_inventory"} <= policies()
     assert policies(end="2025-03-01") == set()
+
+
+@pytest.mark.parametrize("name", ["CHURN_INPUT_DIR", "CHURN_HOME", "CHURN_DUCKDB_TEMP_DIRECTORY"])
+def test_object_storage_is_refused_where_a_folder_is_meant(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, "s3://bucket/events")
+    with pytest.raises(SettingsError, match=f"{name}='s3://bucket/events'.*Mount the bucket"):
+        Settings.read()
+    assert list(tmp_path.iterdir()) == []

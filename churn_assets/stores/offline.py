@@ -179,6 +179,8 @@ class OfflineStore:
         import duckdb
         from dagster_duckdb import DuckDBResource
 
+        if temporary := self.duckdb.get("temp_directory"):  # DuckDB makes the last folder only
+            Path(str(temporary)).parent.mkdir(parents=True, exist_ok=True)
         resource = DuckDBResource(database=":memory:", connection_config=dict(self.duckdb))
         with resource.get_connection() as connection:
             connection.execute("SET TimeZone = 'UTC'")

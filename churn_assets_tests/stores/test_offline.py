@@ -294,3 +294,15 @@ def test_a_view_reads_partitions_from_before_a_column_was_declared(tmp_path: Pat
         create_views(connection, replace(store, tables={"numbers": later}))
         rows = connection.sql("SELECT number, added FROM numbers ORDER BY ALL").fetchall()
     assert rows == [(0, None), (0, None), (1, None), (1, None)]
+
+
+def test_duckdb_spills_into_a_folder_whose_parent_is_not_there_yet(tmp_path: Path) -> None:
+    folder = tmp_path / "scratch" / "of" / "duckdb"
+    store = OfflineStore(
+        tmp_path, {}, {"temp_directory": str(folder), "memory_limit": "60MB", "threads": 1}
+    )
+    with store.connect() as connection:
+        rows = connection.execute(
+            "SELECT count(DISTINCT md5(CAST(i AS VARCHAR))) FROM range(2000000) AS t(i)"
+        ).fetchall()
+    assert rows == [(2_000_000,)]
