@@ -291,6 +291,18 @@ GA4 = [
     ga4(FEBRUARY + 5, "refund", "visitor.1", user_id="anna",
         ecommerce={"transaction_id": "T1", "refund_value": 35.5}),
     ga4(FEBRUARY + 6, "scroll", "visitor.2"),
+    # Two items without a value, then one of two, then none and no revenue but the parameter.
+    ga4(FEBRUARY + 7, "purchase", "visitor.3",
+        ecommerce={"transaction_id": "T3", "purchase_revenue": 40.0},
+        items=[{"item_id": "A"}, {"item_id": "B"}]),
+    ga4(FEBRUARY + 8, "purchase", "visitor.3",
+        ecommerce={"transaction_id": "T4", "purchase_revenue": 10.0},
+        items=[{"item_id": "A"}, {"item_id": "B", "price": 10.0}]),
+    ga4(FEBRUARY + 9, "in_app_purchase", "visitor.3",
+        event_params=[{"key": "value", "value": {"double_value": 2.5}}]),
+    ga4(FEBRUARY + 10, "refund", "visitor.3",
+        ecommerce={"transaction_id": "T3", "refund_value": 40.0},
+        items=[{"item_id": "A"}, {"item_id": "B"}]),
 ]  # fmt: skip
 
 
@@ -316,13 +328,25 @@ def test_ga4_events(ending: str, tmp_path: Path) -> None:
         ("anna", "purchase", "T2", None, 1, Decimal("12.25"), "web"),
         ("anna", "refund", "T1", None, 1, Decimal("35.5"), "mobile"),
         ("visitor.2", "other", None, None, 1, 0, "mobile"),
-    ]
-    assert {event["session_id"] for event in events} == {"77"}
+        ("visitor.3", "purchase", "T3", "A", 1, Decimal(40), "mobile"),
+        ("visitor.3", "purchase", "T3", "B", 1, 0, "mobile"),
+        ("visitor.3", "purchase", "T4", "A", 1, 0, "mobile"),
+        ("visitor.3", "purchase", "T4", "B", 1, Decimal(10), "mobile"),
+        ("visitor.3", "purchase", f"in_app_purchase-{FEBRUARY + 9}-3", None, 1, Decimal("2.5"),
+         "mobile"),
+        ("visitor.3", "refund", "T3", "A", 1, Decimal(40), "mobile"),
+        ("visitor.3", "refund", "T3", "B", 1, 0, "mobile"),
+    ]  # fmt: skip
+    assert {event["session_id"] for event in events} == {"77", None}
     assert events[0]["event_timestamp"] == dt.datetime(2025, 2, 1, 11, tzinfo=dt.UTC)
     assert rejected == []
-    revenue = [float(row["ecommerce"]["purchase_revenue"])
-               for row in GA4 if row["event_name"] == "purchase"]  # fmt: skip
-    assert features.loc["anna", "monetary"] == sum(revenue)
+    for customer, key in [("anna", "user_id"), ("visitor.3", "user_pseudo_id")]:
+        revenue = [
+            float(row.get("ecommerce", {}).get("purchase_revenue", 2.5))
+            for row in GA4
+            if "purchase" in row["event_name"] and row.get(key) == customer
+        ]
+        assert features.loc[customer, "monetary"] == sum(revenue)
     assert features.loc["anna", "frequency"] == 2
     assert features.loc["anna", "return_rate"] == 1 / 3
 
@@ -360,6 +384,11 @@ SEGMENT = [
          context={"device": {"type": "ios"}}),
     call("m8", "2025-02-07T10:00:00.000Z", event="Order Completed",
          properties={"order_id": "o3", "products": [{"sku": "B", "price": "gratis"}]}),
+    call("m10", "2025-02-09T10:00:00.000Z", userId="ben", event="Order Completed",
+         properties={"order_id": "o4", "revenue": 12, "products": [{"sku": "A"}, {"sku": "B"}]}),
+    call("m11", "2025-02-09T11:00:00.000Z", userId="ben", event="Order Completed",
+         properties={"order_id": "o5", "revenue": 12,
+                     "products": [{"sku": "A"}, {"sku": "B", "price": 12}]}),
     call("m9", "2025-02-08T10:00:00.000Z", event="Products Filtered",
          properties={"products": [{"sku": "A"}, {"sku": "B"}]}),
 ]  # fmt: skip
@@ -381,10 +410,16 @@ def test_segment_tracks(tmp_path: Path) -> None:
         ("anna", "purchase", "o2", None, 1, Decimal(5), "web"),
         ("anna", "page_view", None, None, 1, 0, "mobile"),
         ("anna", "other", None, "A", 1, 0, "web"),
+        ("ben", "purchase", "o4", "A", 1, Decimal(12), "web"),
+        ("ben", "purchase", "o4", "B", 1, 0, "web"),
+        ("ben", "purchase", "o5", "A", 1, 0, "web"),
+        ("ben", "purchase", "o5", "B", 1, Decimal(12), "web"),
     ]
     assert shown(rejected, "reason", "line") == [("unparseable_number", 8)]
-    orders = pd.DataFrame([c["properties"] for c in SEGMENT if c.get("event") == "Order Completed"])
-    assert features.loc["anna", "monetary"] == orders["revenue"].sum()
+    calls = [c for c in SEGMENT if c.get("event") == "Order Completed"]
+    orders = pd.DataFrame([c["properties"] | {"person": c["userId"]} for c in calls])
+    for customer, revenue in orders.groupby("person")["revenue"].sum().items():
+        assert features.loc[str(customer), "monetary"] == revenue
     assert features.loc["anna", "mobile_events_7d"] == 0
 
 

@@ -15,12 +15,25 @@ WITH events AS (
 ),
 -- A purchase or refund is one row per item, everything else one row per event.
 lines AS (
-    SELECT events.*, line.item, line.number
+    SELECT
+        events.*,
+        line.item,
+        line.number,
+        event_name IN ('purchase', 'in_app_purchase', 'ecommerce_purchase') AS is_purchase,
+        list_filter(params, lambda p: p ->> '$.key' = 'value')[1] -> '$.value' AS value_param,
+        CASE WHEN event_name = 'refund' THEN line.item ->> '$.item_refund'
+            ELSE coalesce(
+                line.item ->> '$.item_revenue',
+                CAST(TRY_CAST(line.item ->> '$.price' AS DECIMAL(18, 4)) * coalesce(
+                    TRY_CAST(line.item ->> '$.quantity' AS DECIMAL(18, 4)), 1) AS VARCHAR))
+        END AS item_value
     FROM events LEFT JOIN LATERAL (
         SELECT unnest(events.bought) AS item, generate_subscripts(events.bought, 1) AS number
     ) AS line ON true
-    WHERE event_name IN ('purchase', 'refund', 'in_app_purchase', 'ecommerce_purchase')
-        OR line.number IS NULL OR line.number = 1
+    WHERE is_purchase OR event_name = 'refund' OR line.number IS NULL OR line.number = 1
+),
+orders AS (
+    SELECT *, count(item_value) OVER (PARTITION BY _file, _line) AS items_with_a_value FROM lines
 )
 
 SELECT
@@ -39,17 +52,18 @@ SELECT
     concat_ws('-', event_name, event_timestamp, event_bundle_sequence_id, number) AS event_id,
     coalesce(item ->> '$.item_id', item ->> '$.item_name') AS product_id,
     item ->> '$.quantity' AS quantity,
-    -- The currency of the property. An event without items has the value of the whole order.
+    -- In the currency of the property. Where no item has a value, the first one has that of the
+    -- whole order.
     CASE
-        WHEN event_name = 'refund'
-            THEN coalesce(item ->> '$.item_refund', ecommerce_values ->> '$.refund_value')
-        WHEN event_name IN ('purchase', 'in_app_purchase', 'ecommerce_purchase')
-            THEN coalesce(
-                item ->> '$.item_revenue',
-                CAST(TRY_CAST(item ->> '$.price' AS DECIMAL(18, 4))
-                    * TRY_CAST(item ->> '$.quantity' AS DECIMAL(18, 4)) AS VARCHAR),
-                ecommerce_values ->> '$.purchase_revenue')
+        WHEN NOT is_purchase AND event_name <> 'refund' THEN NULL
+        WHEN items_with_a_value > 0 THEN item_value
+        WHEN number IS NULL OR number = 1 THEN coalesce(
+            CASE WHEN event_name = 'refund' THEN ecommerce_values ->> '$.refund_value'
+                ELSE ecommerce_values ->> '$.purchase_revenue' END,
+            value_param ->> '$.double_value',
+            value_param ->> '$.float_value',
+            value_param ->> '$.int_value')
     END AS amount,
     _file,
     _line
-FROM lines
+FROM orders

@@ -49,8 +49,8 @@ SELECT
         AS product_id,
     coalesce(product ->> '$.quantity', given ->> '$.quantity') AS quantity,
     -- After discounts, without taxes and shipping: a discount of the whole order (its revenue is
-    -- less than its products) is spread over the products. A call without products or prices has
-    -- the revenue of the order. What cannot be computed stays text, and its row goes into
+    -- less than its products) is spread over the products. Where no product has a price, the first
+    -- one has the revenue of the order. What cannot be computed stays text, and its row goes into
     -- quarantine.
     CASE
         WHEN event NOT IN ('Order Completed', 'Order Refunded') THEN NULL
@@ -59,7 +59,7 @@ SELECT
         WHEN product ->> '$.price' IS NOT NULL THEN coalesce(
             CAST(line_total AS VARCHAR),
             concat(product ->> '$.quantity', ' of ', product ->> '$.price'))
-        WHEN number IS NULL OR number = 1 THEN order_revenue
+        WHEN order_total IS NULL AND (number IS NULL OR number = 1) THEN order_revenue
     END AS amount,
     _file,
     _line
