@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.models.estimators import Rows, inputs
 from churn_assets.models.training_plan import mature_at
-from churn_assets.stores.offline import OfflineStore, Scan, row_count
+from churn_assets.stores.offline import OfflineStore, Scan, damage, row_count
 from churn_assets.stores.tables import Column
 from churn_assets.training_data.dataset import LABEL_COLUMNS, TRAINING_DATASET
 
@@ -67,7 +67,8 @@ def training_rows(store: OfflineStore, cutoffs: Sequence[dt.date]) -> Rows:
 def nobody_to_learn_from(store: OfflineStore, calendar: Calendar, keys: Sequence[str]) -> set[str]:
     """The scored cutoffs whose training cutoffs are all there and have no customers."""
     table = store.tables[TRAINING_DATASET]
-    rows = {key: row_count(store.path(table, key)) for key in store.keys(table)}
+    paths = {key: store.path(table, key) for key in store.keys(table)}
+    rows = {key: row_count(path) for key, path in paths.items() if not damage(path)}
     found = set[str]()
     for key in keys:
         needed = [day.isoformat() for day in mature_at(calendar, parse_key(key))]
