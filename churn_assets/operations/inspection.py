@@ -12,10 +12,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from churn_assets.cutoffs import Calendar
+from churn_assets.history.event_names import event_type
 from churn_assets.history.formats import find_formats
 from churn_assets.history.parsing import values_query
 from churn_assets.history.quarantine import QUARANTINED_ROWS
 from churn_assets.history.raw import ingest
+from churn_assets.history.values import as_text
 from churn_assets.history.ways import place
 from churn_assets.settings import Settings
 from churn_assets.sources import open_source
@@ -28,6 +30,7 @@ from churn_assets.stores.offline import OfflineStore
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
+MOST_LISTED = 20
 ALL_TIME = (dt.datetime(1, 1, 1, tzinfo=dt.UTC), dt.datetime(9999, 12, 31, tzinfo=dt.UTC))
 # So far from all others, a few rows are not where history begins or ends.
 FAR = dt.timedelta(days=31)
@@ -221,8 +224,30 @@ def _look(
         InspectedColumn(name, *values[3 * place : 3 * place + 3])
         for place, name in enumerate(names)
     ]
+    if rows.located:
+        files = connection.execute(
+            f"SELECT _file, count(*) FROM {rows.relation} WHERE _file <> '' GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+        table.facts |= _listed("rows by file", files)
+    if raw is EVENTS:
+        name = as_text(rows.columns["event_type"], formats.dtypes["event_type"], "event_type")
+        others = connection.execute(
+            f"""SELECT coalesce(name, 'missing'), count(*)
+            FROM (SELECT {name} AS name, * FROM {rows.relation})
+            WHERE {event_type("name")} = 'other' {"AND _unreadable IS NULL" * rows.located}
+            GROUP BY 1 ORDER BY 2 DESC, 1"""
+        ).fetchall()
+        table.facts |= _listed("event types kept as other", others)
     times: list[dt.datetime] | None = span
     return times
+
+
+def _listed(what: str, counts: Sequence[tuple[str, int]]) -> dict[str, str]:
+    """The first of some counted names as one fact; nothing where there is none."""
+    shown = [f"{name} {count:,}" for name, count in counts[:MOST_LISTED]]
+    if more := len(counts) - len(shown):
+        shown.append(f"and {more:,} more")
+    return {what: ", ".join(shown)} if shown else {}
 
 
 def _span_settings(
@@ -278,7 +303,7 @@ def _read(
         types = connection.execute(
             "SELECT event_type, count(*) FROM valid_rows GROUP BY 1 ORDER BY 2 DESC, 1"
         ).fetchall()
-        table.facts["event types"] = ", ".join(f"{name} {count:,}" for name, count in types)
+        table.facts |= _listed("event types", types)
         table.warnings += _odd_events(connection, table.ingested, customers, busiest)
     if raw is REVIEWS:
         table.warnings += _odd_reviews(connection)

@@ -67,6 +67,8 @@ def test_it_says_what_an_ingestion_does_and_leaves_no_trace(tmp_path: Path) -> N
     assert (of_times.given, of_times.usable) == (8, 7)
     assert of_times.first_unusable == "yesterday (events.csv:7)"
     assert table.facts["event types"] == "purchase 4, other 1"
+    assert table.facts["event types kept as other"] == "drag 1"
+    assert table.facts["rows by file"] == "events.csv 9"
     assert table.facts["time"] == "2025-01-10 10:00 to 2025-07-30 10:00 UTC"
     rating = next(c for t in found.tables if t.name == "reviews" for c in t.columns
                   if c.name == "rating")  # fmt: skip
