@@ -15,7 +15,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -179,8 +179,10 @@ class OfflineStore:
         import duckdb
         from dagster_duckdb import DuckDBResource
 
-        if temporary := self.duckdb.get("temp_directory"):  # DuckDB makes the last folder only
-            Path(str(temporary)).parent.mkdir(parents=True, exist_ok=True)
+        if temporary := self.duckdb.get("temp_directory"):
+            # DuckDB makes the last folder only. Whoever needs it says that it cannot be made.
+            with suppress(OSError):
+                Path(str(temporary)).parent.mkdir(parents=True, exist_ok=True)
         resource = DuckDBResource(database=":memory:", connection_config=dict(self.duckdb))
         with resource.get_connection() as connection:
             connection.execute("SET TimeZone = 'UTC'")
