@@ -185,22 +185,20 @@ def not_made(calendar: Calendar, now: dt.datetime, without: Collection[str]) -> 
         now: Decides which partitions exist.
         without: Scored cutoffs without anybody to learn from.
     """
-    if not without:
-        return too_short(calendar, now)
-    return [
-        *too_short(calendar, now),
-        f"models of {min(without)} to {max(without)}: none, nobody was active in the "
-        f"{calendar.lookback_days} days before any of their training cutoffs. If data begins later "
-        f"than CHURN_START ({calendar.start}), set it to the first day; `churn inspect` shows it.",
-    ]
+    said = too_short(calendar, now)
+    if without:
+        said.append(
+            f"models of {min(without)} to {max(without)}: none, nobody was active in the "
+            f"{calendar.lookback_days} days before any of their training cutoffs. If data begins "
+            f"later than CHURN_START ({calendar.start}), set it to the first day; `churn inspect` "
+            "shows it."
+        )
+    return said
 
 
 def _calendar(settings: Settings, chosen: Mapping[str, str]) -> Calendar:
     """The calendar of settings, with what is chosen for those that are not set."""
-    names = ("start", "end", "horizon_days")
-    given = {
-        name: chosen[f"CHURN_{name.upper()}"] for name in names if f"CHURN_{name.upper()}" in chosen
-    }
+    given = {name.removeprefix("CHURN_").lower(): value for name, value in chosen.items()}
     return settings.model_validate(settings.model_dump() | given).calendar()
 
 

@@ -29,11 +29,13 @@ class TableFiles:
     """What a folder has of a table.
 
     Args:
+        folder: All files of the folder that can be read.
         query: The query of the table, if there is one.
         files: The files that are read for it, by the query or because of their names.
         unread: Of the required table, all files of the folder that nothing reads: told once.
     """
 
+    folder: Sequence[InputFile]
     query: SourceQuery | None
     files: Sequence[InputFile]
     unread: Sequence[Unread]
@@ -55,8 +57,7 @@ class Files:
         found = self.files(table)
         unread = tuple(found.unread)
         if found.query:
-            everything, _ = input_files(Path(self.folder))
-            rows = found.query.read(connection, everything, table, begin, end)
+            rows = found.query.read(connection, found.folder, table, begin, end)
             return replace(rows, unread=unread)
         if not found.files:
             if not table.required:
@@ -64,16 +65,16 @@ class Files:
             raise FileNotFoundError(
                 f"There are no {table.source_name} files in {self.folder}: "
                 f"{table.source_name}*.parquet, *.csv, *.jsonl or *.xlsx is needed"
-                f"{_seen(unread)}. {self._advice() or 'Put them there or set CHURN_INPUT_DIR.'}"
+                f"{_seen(unread)}. {_advice(found, 'Put them there or set CHURN_INPUT_DIR.')}"
             )
         relation = read_files(connection, found.files, f"{table.source_name}_text")
         columns = own_columns(connection, relation)
-        require_columns(
-            table.required_columns,
-            columns,
-            f"{self.folder}/{table.source_name}*",
-            self._advice() or "Rename the column in the files, or write a query: docs/own-data.md.",
-        )
+        if missing_columns(table.required_columns, columns):  # advice reads every file
+            advice = _advice(
+                found, "Rename the column in the files, or write a query: docs/own-data.md."
+            )
+            where = f"{self.folder}/{table.source_name}*"
+            require_columns(table.required_columns, columns, where, advice)
         return SourceTable(
             relation,
             {c.lower(): identifier(c) for c in columns if c.lower() in table.source_columns},
@@ -93,7 +94,7 @@ class Files:
         query = queries[table]
         if not table.required:
             files = query.files(found) if query else _named_after(table, found)[0]
-            return TableFiles(query, files, ())
+            return TableFiles(found, query, files, ())
         unread = {file.name: file.reason for file in unreadable}
         for raw in RAW_TABLES:  # a query is no data
             unread.pop(f"{raw.source_name}.sql", None)
@@ -112,7 +113,7 @@ class Files:
                 files = its_files
         for file in of_queries:
             unread.pop(file.name, None)
-        return TableFiles(query, files, [Unread(*file) for file in sorted(unread.items())])
+        return TableFiles(found, query, files, [Unread(*file) for file in sorted(unread.items())])
 
     def query(self, table: RawTable) -> SourceQuery | None:
         """The query of a table; None where there is none.
@@ -128,17 +129,17 @@ class Files:
         except UnicodeDecodeError as error:
             raise UnreadableInput(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from None
 
-    def _advice(self) -> str:
-        """Which preset reads a file of the folder, if one does."""
-        found, _ = input_files(Path(self.folder))
-        for file in found:
-            try:
-                name = preset_for(columns_of(file))
-            except UnreadableInput:
-                continue
-            if name:
-                return f"{file.name} looks like {name}: `churn init {name}` writes a query for it."
-        return ""
+
+def _advice(found: TableFiles, otherwise: str) -> str:
+    """What to do: the preset that reads a file of the folder, if one does."""
+    for file in found.folder:
+        try:
+            name = preset_for(columns_of(file))
+        except UnreadableInput:
+            continue
+        if name:
+            return f"{file.name} looks like {name}: `churn init {name}` writes a query for it."
+    return otherwise
 
 
 def _named_after(

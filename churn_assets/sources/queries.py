@@ -17,7 +17,7 @@ from churn_assets.settings import SettingsError, environment_variable
 from churn_assets.sources.input_files import InputFile
 from churn_assets.sources.reading import own_columns, read_files
 from churn_assets.sources.rows import OURS
-from churn_assets.sources.source import SourceTable, require_columns
+from churn_assets.sources.source import SourceTable, require_columns, shown_columns
 from churn_assets.sources.tables import RawTable
 from churn_assets.stores.sql import identifier, quoted
 
@@ -305,10 +305,9 @@ def _with_lines(
 def _columns_said(connection: "DuckDBPyConnection", lines: Sequence[str]) -> str:
     """What columns the sources of a query have, and what to do where one is missing."""
     columns = dict.fromkeys(c for relation in lines for c in own_columns(connection, relation))
-    shown = [*list(columns)[:30], *(["…"] if len(columns) > 30 else [])]
     return (
-        f"\nColumns of its files: {', '.join(shown)}. One that files may lack is named in the "
-        "call as well, as in source('orders*.csv', 'Tags')."
+        f"\nColumns of its files: {shown_columns(list(columns))}. One that files may lack is "
+        "named in the call as well, as in source('orders*.csv', 'Tags')."
     )
 
 

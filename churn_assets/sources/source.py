@@ -1,7 +1,7 @@
 """What a source is: something that names relations. It neither validates nor filters rows."""
 
 import datetime as dt
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -95,6 +95,11 @@ def missing_columns(required: Set[str], found: Iterable[str]) -> list[str]:
     return sorted(required - {name.lower() for name in found})
 
 
+def shown_columns(found: Sequence[str]) -> str:
+    """The columns of a source as messages list them."""
+    return ", ".join([*found[:30], *(["…"] if len(found) > 30 else [])]) or "none"
+
+
 def require_columns(required: Set[str], found: list[str], where: str, mend: str) -> None:
     """Refuse a source that lacks a column, naming it and the columns found.
 
@@ -108,9 +113,8 @@ def require_columns(required: Set[str], found: list[str], where: str, mend: str)
         ValueError: A required column is not there.
     """
     if missing := missing_columns(required, found):
-        shown = ", ".join(found[:30]) + (", …" if len(found) > 30 else "") or "none"
         raise ValueError(
             f"{where} lacks the required column{'s' if len(missing) > 1 else ''} "
-            f"{', '.join(missing)}. Columns found: {shown}. "
+            f"{', '.join(missing)}. Columns found: {shown_columns(found)}. "
             f"{mend}"
         )

@@ -25,17 +25,14 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from churn_assets.cutoffs import Calendar, midnight
-from churn_assets.history import raw
-from churn_assets.history.quarantine import QUARANTINED_ROWS
 from churn_assets.history.ways import Refused
-from churn_assets.sources import tables as declared
 from churn_assets.sources.files import Files
 from churn_assets.sources.text import UnreadableInput
-from churn_assets_tests.conftest import Row, query, utc_connection
+from churn_assets_tests.conftest import Row
 from churn_assets_tests.sources.test_reading import PACKED
+from churn_assets_tests.sources.test_sources import ingested
 
 CALENDAR = Calendar(dt.date(2024, 1, 1), midnight(dt.date(2024, 4, 1)))
-KEYS = CALENDAR.slices.get_partition_keys()
 SECOND = dt.timedelta(seconds=1)
 NEW_YORK = dt.timezone(-5 * dt.timedelta(hours=1))
 KOLKATA = dt.timezone(5.5 * dt.timedelta(hours=1))
@@ -203,15 +200,6 @@ EVENTS = st.lists(
 )
 
 
-def ingested(folder: Path) -> tuple[list[Row], list[Row]]:
-    begin, end = CALENDAR.slice_window(KEYS[0])[0], CALENDAR.slice_window(KEYS[-1])[1]
-    with utc_connection() as connection:
-        connection.execute(f"CREATE TEMP TABLE rejected_rows AS {QUARANTINED_ROWS.empty()}")
-        source = Files(str(folder)).read(connection, declared.EVENTS, begin, end)
-        raw.ingest(connection, declared.EVENTS, source, CALENDAR, KEYS)
-        return query("FROM valid_rows", connection), query("FROM rejected_rows", connection)
-
-
 def is_as_it_happened(row: Row, event: Event, step: dt.timedelta) -> bool:
     at = EPOCH + (event.at - EPOCH) // step * step
     return row == {
@@ -258,7 +246,7 @@ def test_a_delivery_comes_back_or_is_told(
         packed = ""
     (folder / f"events{ending}{packed}").write_bytes(PACKED[packed](data))
     try:
-        valid, rejected = ingested(folder)
+        valid, rejected = ingested(Files(str(folder)), CALENDAR)
     except (Refused, UnreadableInput) as refused:
         event(f"refused: {type(refused).__name__} {str(refused)[8:60]}")
         return
@@ -285,5 +273,5 @@ def test_almost_every_way_is_understood_where_the_values_prove_it(tmp_path: Path
             folder.mkdir(parents=True)
             ending, data = WRITERS["excel"](written(events, time, number), "utf-8")
             (folder / f"events{ending}").write_bytes(data)
-            valid, _ = ingested(folder)
+            valid, _ = ingested(Files(str(folder)), CALENDAR)
             assert len(valid) == 2, (time, number)

@@ -9,6 +9,21 @@ WITH orders AS (
         CAST(CAST(line_items AS JSON) AS JSON[]) AS items,
         CAST(CAST(refunds AS JSON) AS JSON[]) AS given_back
     FROM source('*orders*', 'refunds', 'line_items')
+),
+refunds AS (
+    SELECT
+        orders.*,
+        concat('refund ', line.refund ->> '$.id') AS refund_id,
+        line.refund ->> '$.total' AS refunded
+    FROM orders, LATERAL (SELECT unnest(orders.given_back) AS refund) AS line
+    WHERE status <> 'checkout-draft'
+
+    UNION ALL BY NAME
+
+    -- An order that was cancelled or failed is one too, whatever was paid.
+    SELECT *, status AS refund_id, total AS refunded
+    FROM orders
+    WHERE status IN ('cancelled', 'failed')
 )
 
 -- Every order is a purchase from the moment at which it was made, paid or not: what becomes of it
@@ -39,25 +54,8 @@ SELECT
     'refund' AS event_type,
     'web' AS channel,
     id AS order_id,
-    concat('refund ', line.refund ->> '$.id') AS event_id,
-    line.refund ->> '$.total' AS amount,
+    refund_id AS event_id,
+    refunded AS amount,
     _file,
     _line
-FROM orders, LATERAL (SELECT unnest(orders.given_back) AS refund) AS line
-WHERE status <> 'checkout-draft'
-
-UNION ALL BY NAME
-
--- So is an order that was cancelled or failed, whatever was paid.
-SELECT
-    email AS customer_id,
-    date_modified_gmt AS event_timestamp,
-    'refund' AS event_type,
-    'web' AS channel,
-    id AS order_id,
-    status AS event_id,
-    total AS amount,
-    _file,
-    _line
-FROM orders
-WHERE status IN ('cancelled', 'failed')
+FROM refunds
