@@ -121,6 +121,10 @@ class Calendar:
             case Cadence.DAILY:
                 return day
 
+    def is_boundary(self, key: str) -> bool:
+        """Whether a partition key is one of this cadence."""
+        return self.floor(parse_key(key)) == parse_key(key)
+
     def ceil(self, day: dt.date) -> dt.date:
         """The cadence boundary at or after `day`."""
         boundary = self.floor(day)

@@ -32,6 +32,11 @@ class Settings(BaseSettings):
     home: Path = Field(
         DATA / "state", description="where all state lives; delete it to start clean"
     )
+    installation: str = Field(
+        "",
+        pattern="^([a-z0-9][a-z0-9-]{0,31})?$",
+        description="name in Redis, MLflow and the audit log; empty: drawn at random, once",
+    )
     source: Literal["synthetic", "files", "online_retail"] = Field(
         "synthetic", description="where raw data comes from"
     )
