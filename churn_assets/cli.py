@@ -85,12 +85,13 @@ def backfill(
         raise ValueError("--stale goes alone: it finds the stages and partitions by itself.")
     from churn_assets.definitions import build_definitions
     from churn_assets.models.training_rows import nobody_to_learn_from
-    from churn_assets.monitoring.inventory import ON_DEMAND, inventory, present_partitions
+    from churn_assets.monitoring.inventory import inventory, present_partitions
     from churn_assets.operations import backfill as backfills
     from churn_assets.operations.inspection import not_made
     from churn_assets.operations.installation import offline_store
     from churn_assets.operations.instance import dagster_instance
     from churn_assets.operations.progress import shown_progress
+    from churn_assets.stores.catalog import ON_DEMAND
     from churn_assets.stores.views import write_views
 
     settings = Settings.read()
@@ -135,9 +136,10 @@ def backfill(
             made += len(batches)
             if stale and batches:  # which may have made more stale
                 rows = inventory(defs, store, calendar, instance, now)
-        if stale and any(row.stale and row.asset.path[-1] in ON_DEMAND for row in rows):
+        kept = [row.asset.path[-1] for row in rows if row.stale and row.group == ON_DEMAND]
+        if stale and kept:
             console.print(
-                f"{', '.join(sorted(ON_DEMAND))} was made from other inputs and is kept: only its "
+                f"{', '.join(kept)} was made from other inputs and is kept: only its "
                 "own stage makes it anew, such as `churn backfill --stage topics`."
             )
         if not made:

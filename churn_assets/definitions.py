@@ -5,6 +5,7 @@ its own. What an asset does is in the module of its layer; docs/architecture.md 
 """
 
 import warnings
+from functools import cache
 
 import dagster as dg
 
@@ -31,6 +32,7 @@ from churn_assets.predictions import churn_predictions
 from churn_assets.settings import Settings
 from churn_assets.sources import open_source
 from churn_assets.sources.synthetic import Synthetic
+from churn_assets.stores.catalog import Catalog
 from churn_assets.stores.io_manager import OfflineIOManager
 from churn_assets.training_data import dataset, labels
 
@@ -42,7 +44,8 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
     warnings.filterwarnings("ignore", category=dg.PreviewWarning)
     calendar, seed = settings.calendar(), settings.seed
-    store = offline_store(settings)
+    catalog = cache(lambda: Catalog.of(calendar, [s for asset in assets for s in asset.specs]))
+    store = offline_store(settings, catalog)
     source = open_source(settings)
     groups = feature_groups(settings.review_vectors)
     runs = ModelRuns(settings.home, settings.mlflow_tracking_uri)
@@ -90,7 +93,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             ),
         ],
         resources={
-            "io_manager": OfflineIOManager(store, calendar),
+            "io_manager": OfflineIOManager(store),
             "online_io_manager": OnlineIOManager(store, settings.redis_url),
         },
         # DuckDB uses every core within a step; a process per step would only add its start-up.

@@ -7,6 +7,9 @@ import os
 import random
 import sqlite3
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ for name in [n for n in os.environ if n.startswith("CHURN_")]:
 for name in ("REDIS_URL", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)
 
+from churn_assets.cutoffs import Calendar
 from churn_assets.definitions import build_definitions
 from churn_assets.features import feature_groups
 from churn_assets.models.kinds import ESTIMATORS
@@ -32,6 +36,8 @@ from churn_assets.operations.installation import tables
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.settings import Settings
 from churn_assets.sources.review_texts import review_text
+from churn_assets.stores.catalog import Catalog
+from churn_assets.stores.offline import OfflineStore
 
 Row = dict[str, Any]
 
@@ -124,6 +130,19 @@ def make_settings(folder: Path, **overrides: Any) -> Settings:
         "source": "files",
     }
     return Settings(_env_file=None, **(values | overrides))
+
+
+def cataloged(
+    store: OfflineStore,
+    calendar: Calendar,
+    make: Callable[[OfflineStore], Sequence[dg.AssetsDefinition]],
+) -> tuple[OfflineStore, list[dg.AssetsDefinition]]:
+    """A store that knows the assets which are made with it, and these; others it takes as given."""
+    made: list[dg.AssetsDefinition] = []
+    catalog = cache(lambda: Catalog.of(calendar, [spec for asset in made for spec in asset.specs]))
+    known = replace(store, catalog=catalog)
+    made.extend(make(known))
+    return known, made
 
 
 def ingest_run(

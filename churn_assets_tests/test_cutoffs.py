@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from churn_assets.cutoffs import Cadence, Calendar, midnight
-from churn_assets.stores.provenance import upstream_keys
+from churn_assets.stores.catalog import upstream_keys
 from churn_assets_tests.conftest import utc_connection
 
 US = dt.timedelta(microseconds=1)

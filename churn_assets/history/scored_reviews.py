@@ -108,7 +108,7 @@ def asset(fitter: TopicFitter, topic_spec: dg.AssetSpec) -> dg.AssetsDefinition:
                     "fits it, and `churn backfill` scores what is missing."
                 )
                 return
-            manifest, metadata = fitter.fit(topic_spec, context.run.run_id)
+            manifest, metadata = fitter.fit(context.run.run_id)
             context.log_event(dg.AssetMaterialization(TOPIC_MODEL, metadata=metadata))
         elif context.instance.get_latest_materialization_event(topic_spec.key) is None:
             # The run that fitted it was killed before it said so.

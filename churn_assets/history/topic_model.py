@@ -14,7 +14,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -192,17 +191,16 @@ class TopicFitter:
     def artefacts(self) -> ArtefactStore:
         return ArtefactStore(self.store.home)
 
-    def fit(self, spec: dg.AssetSpec, run_id: str) -> tuple[TopicManifest, dict[str, Any]]:
+    def fit(self, run_id: str) -> tuple[TopicManifest, dict[str, Any]]:
         """The manifest of a new fit, and what Dagster shows of it.
 
         Args:
-            spec: The asset of the topic model, for its provenance.
             run_id: The Dagster run that asked for it.
         """
         store = self.store
         before = find_topics(self.artefacts)
         previous = load_topics(self.artefacts, before) if before else None
-        made_from = current_provenance(store, self.calendar, spec, None, cache(store.present))
+        made_from = current_provenance(store, TOPIC_MODEL, None)
         manifest, model = fit_topic_model(store, self.calendar, self.seed, self.vectors, made_from)
         matches = topics.match_topics(previous, model) if previous and model else []
         self.record(manifest, run_id)
@@ -261,7 +259,7 @@ def asset(fitter: TopicFitter) -> dg.AssetsDefinition:
         tags={"layer": "topics"},
     )
     def review_topic_model(context: dg.AssetExecutionContext) -> None:
-        manifest, metadata = fitter.fit(context.assets_def.get_asset_spec(), context.run.run_id)
+        manifest, metadata = fitter.fit(context.run.run_id)
         context.add_asset_metadata(metadata)
         context.log.info(manifest.reason or f"Topic model {manifest.version}")
 

@@ -205,7 +205,7 @@ def assets(
         )
         def model(context: dg.AssetExecutionContext) -> None:
             plans = [training_plan(calendar, parse_key(key)) for key in context.partition_keys]
-            made_from = provenances(store, calendar, context)
+            made_from = provenances(store, estimator.name)
             began = time.monotonic()
             trained = train_all(
                 estimator,

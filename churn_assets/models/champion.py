@@ -25,6 +25,7 @@ from churn_assets.models.promotion import Decision, Graded, decide_promotion
 from churn_assets.models.runs import CHALLENGER, CHAMPION, ModelRuns
 from churn_assets.models.training_plan import mature_at, require_mature
 from churn_assets.models.training_rows import training_rows
+from churn_assets.stores.catalog import READS_PREVIOUS
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.pages import markdown
 from churn_assets.stores.provenance import code_digest
@@ -302,7 +303,7 @@ def assets(
         kinds={"mlflow", "parquet"},
         owners=["team:ml"],
         tags={"layer": "models"},
-        metadata={"dagster/column_schema": CHAMPION_MODEL.as_dagster()},
+        metadata={"dagster/column_schema": CHAMPION_MODEL.as_dagster(), READS_PREVIOUS: True},
     )
     def champion_model(context: dg.AssetExecutionContext) -> Iterator[dg.Output[Query]]:
         import pyarrow as pa

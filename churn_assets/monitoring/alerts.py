@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, utc_now
-from churn_assets.monitoring.inventory import WHOLE, AssetInventory, inventory
+from churn_assets.monitoring.inventory import AssetInventory, inventory
 from churn_assets.monitoring.refresh_log import started_by
+from churn_assets.monitoring.staleness import WHOLE
 from churn_assets.stores.offline import OfflineStore
-from churn_assets.stores.verdicts import current_verdict
 
 TICK_SECONDS = 300
 
@@ -33,23 +33,14 @@ class Message:
     body: str
 
 
-def held_back(store: OfflineStore, row: AssetInventory) -> list[str]:
-    """The present partitions of an asset that a broken rule holds back, in order."""
-    table = store.tables.get(row.asset.path[-1])
-    if table is None:
-        return []
-    verdicts = {key: current_verdict(store, table, key or None) for key in row.present}
-    return sorted(key for key, verdict in verdicts.items() if verdict and verdict.holds_back)
-
-
-def problems(store: OfflineStore, inventories: Sequence[AssetInventory]) -> dict[str, str]:
+def problems(inventories: Sequence[AssetInventory]) -> dict[str, str]:
     """What is wrong with partitions: by kind and asset, how many and the first."""
     found = {}
     for row in inventories:
         for kind, keys in (
             ("failed", row.failed),
             ("stale", row.stale),
-            ("held back", held_back(store, row)),
+            ("held back", row.held_back),
         ):
             if keys:
                 first = min(keys)
@@ -155,7 +146,7 @@ def sensor(
         defs, instance, until = definitions(), context.instance, now()
         told = json.loads(context.cursor) if context.cursor else {"problems": {}}
         after = dt.datetime.fromisoformat(told.get("until", until.isoformat()))
-        found = problems(store, inventory(defs, store, calendar, instance, until))
+        found = problems(inventory(defs, store, calendar, instance, until))
         found |= failed_checks(defs, instance)
         message = changes(told["problems"], found, failed_runs(instance, after, until))
         if message and urls:

@@ -1,41 +1,33 @@
-"""What is there: per asset, which partitions are present, missing, failed or stale.
+"""What is there: per asset, which partitions are present, missing, failed, stale or held back.
 
 Present is what Dagster recorded as materialized and, for a table of the offline store, what has a
 file that can be read. Failed is a partition whose latest attempt failed after its latest success.
-Stale is a partition whose provenance differs from what it would have now, or that was made from a
-stale one. An asset that keeps no provenance, such as a report, is stale where something that it
-reads was materialized after it.
-
-What a person alone makes again, the topic model, may be stale and is none the less the current one:
-its dependants are not stale because of it.
+Stale is what `monitoring.staleness` says. Held back is a partition whose present content breaks its
+contract. Foreign is what is there and is no partition as the settings have it, because CHURN_START
+or CHURN_END changed or a clock was ahead: nothing reads it.
 
 `asset_inventory` keeps the counts, one row per asset, and does not list itself.
 """
 
 import datetime as dt
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, utc_now
-from churn_assets.history.topic_model import TOPIC_MODEL
 from churn_assets.monitoring.refresh_log import Target, attempts
-from churn_assets.stores.artefacts import find_provenance
+from churn_assets.monitoring.staleness import WHOLE, staleness
+from churn_assets.stores.catalog import Catalog
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.pages import markdown
-from churn_assets.stores.provenance import current_provenance, upstream_keys
 from churn_assets.stores.tables import Column, Table
+from churn_assets.stores.verdicts import current_verdict
 
-# What a person alone makes again.
-ON_DEMAND = frozenset({TOPIC_MODEL})
-# The one partition of an asset without partitions.
-WHOLE = ""
-# Metadata in which an asset without a file says what a partition was made from.
-PROVENANCE = ("code_version", "inputs")
-PAGE = 1_000
+# What the page of the inventory plots over time.
+TOTALS = ("missing", "failed", "stale", "held_back", "foreign_partitions")
 
 ASSET_INVENTORY = Table(
     "asset_inventory",
@@ -49,7 +41,9 @@ ASSET_INVENTORY = Table(
         Column("missing", "BIGINT", "Partitions that exist and were not made"),
         Column("failed", "BIGINT", "Partitions whose latest attempt failed"),
         Column("stale", "BIGINT", "Partitions that would be others if they were made now"),
-        Column("first_gap", "VARCHAR", "The first that is missing, failed or stale"),
+        Column("first_gap", "VARCHAR", "The first that is missing, failed, stale or held back"),
+        Column("held_back", "BIGINT", "Partitions that break their contract: nothing reads them"),
+        Column("foreign_partitions", "BIGINT", "Partitions outside history: nothing reads them"),
     ),
     partitioned_by=None,
 )
@@ -65,6 +59,9 @@ class AssetInventory:
     present: frozenset[str]
     failed: frozenset[str]
     stale: frozenset[str]
+    redefined: frozenset[str] = frozenset()
+    held_back: frozenset[str] = frozenset()
+    foreign: frozenset[str] = frozenset()
 
     @property
     def missing(self) -> list[str]:
@@ -72,7 +69,7 @@ class AssetInventory:
 
     @property
     def first_gap(self) -> str | None:
-        return min({*self.missing, *self.failed, *self.stale}, default=None)
+        return min({*self.missing, *self.failed, *self.stale, *self.held_back}, default=None)
 
 
 def present_partitions(
@@ -127,13 +124,14 @@ def inventory(
 ) -> list[AssetInventory]:
     """Every other materializable asset in data order, with its partitions."""
     graph = defs.resolve_asset_graph()
-    specs = {spec.key: spec for spec in defs.resolve_all_asset_specs()}
-    stale: dict[dg.AssetKey, set[str]] = {}
+    store = with_catalog(store, defs, calendar)
+    stale: dict[str, frozenset[str]] = {}
     on_disk = cache(store.present)
     of_run = cache(partial(outcomes, instance))
     rows = []
     for asset in graph.toposorted_asset_keys:
-        if asset not in graph.materializable_asset_keys or asset.path[-1] == ASSET_INVENTORY.name:
+        name = asset.path[-1]
+        if asset not in graph.materializable_asset_keys or name == ASSET_INVENTORY.name:
             continue
         node = graph.get(asset)
         definition = node.partitions_def
@@ -142,10 +140,11 @@ def inventory(
             if isinstance(definition, dg.TimeWindowPartitionsDefinition)
             else [WHOLE]
         )
-        present = present_partitions(defs, store, instance, asset)
-        stale[asset] = stale_partitions(
-            store, calendar, instance, specs[asset], present & set(existing), stale, on_disk
-        )
+        there = present_partitions(defs, store, instance, asset)
+        present = there & set(existing)
+        found = staleness(store, instance, name, present, stale, on_disk)
+        stale[name] = found.stale
+        table = store.tables.get(name)
         rows.append(
             AssetInventory(
                 asset,
@@ -153,81 +152,30 @@ def inventory(
                 existing,
                 frozenset(present),
                 frozenset(failed_partitions(instance, asset, of_run)),
-                frozenset(stale[asset]),
+                found.stale,
+                found.redefined,
+                held_back_partitions(store, table, present) if table else frozenset(),
+                frozenset({*there, *(store.foreign(table) if table else ())} - {*existing}),
             )
         )
     return rows
 
 
-def stale_partitions(
-    store: OfflineStore,
-    calendar: Calendar,
-    instance: dg.DagsterInstance,
-    spec: dg.AssetSpec,
-    present: Collection[str],
-    stale: Mapping[dg.AssetKey, Collection[str]],
-    on_disk: Callable[[str], Sequence[str | None]],
-) -> set[str]:
-    """Which of the present partitions of an asset would be others if they were made now.
-
-    Args:
-        store: Where files are.
-        calendar: Where partitions lie.
-        instance: Knows the assets that have no file.
-        spec: The asset.
-        present: Its partitions to look at.
-        stale: The stale partitions of everything upstream.
-        on_disk: See `current_provenance`.
-    """
-    name = spec.key.path[-1]
-    table = store.tables.get(name)
-    inherited = [
-        (dep.partition_mapping, _keys(stale[dep.asset_key]))
-        for dep in spec.deps
-        if stale.get(dep.asset_key) and dep.asset_key.path[-1] not in ON_DEMAND
-    ]
-    published = cache(lambda: published_provenance(instance, spec.key))
-
-    def is_stale(key: str | None) -> bool:
-        if table:
-            made_from: Mapping[str, str] | None = store.provenance(table, key)
-        else:
-            made_from = find_provenance(store.artefact(name, key)) or published().get(key or WHOLE)
-        if made_from is None:
-            return bool(inherited) or _is_older_than_inputs(instance, spec)
-        return made_from != current_provenance(store, calendar, spec, key, on_disk) or any(
-            upstream_keys(calendar, mapping, key, keys) for mapping, keys in inherited
-        )
-
-    return {key for key in present if is_stale(key or None)}
+def with_catalog(store: OfflineStore, defs: dg.Definitions, calendar: Calendar) -> OfflineStore:
+    """The store with the catalog of the code location, which a command opens it without."""
+    if store.catalog is not None:
+        return store
+    return replace(
+        store, catalog=cache(lambda: Catalog.of(calendar, defs.resolve_all_asset_specs()))
+    )
 
 
-def published_provenance(
-    instance: dg.DagsterInstance, asset: dg.AssetKey
-) -> dict[str, dict[str, str]]:
-    """Per partition, what an asset whose rows live elsewhere was made from, if it says so."""
-    found: dict[str, dict[str, str]] = {}
-    cursor, more = None, True
-    while more:
-        page = instance.fetch_materializations(asset, PAGE, cursor)
-        cursor, more = page.cursor, page.has_more
-        for record in page.records:  # newest first
-            metadata = record.asset_materialization.metadata if record.asset_materialization else {}
-            said = {k: str(metadata[k].value) for k in PROVENANCE if k in metadata}
-            found.setdefault(record.partition_key or WHOLE, said)
-    return {key: said for key, said in found.items() if said}
-
-
-def _is_older_than_inputs(instance: dg.DagsterInstance, spec: dg.AssetSpec) -> bool:
-    def newest(asset: dg.AssetKey) -> int:
-        records = instance.fetch_materializations(asset, limit=1).records
-        return records[0].storage_id if records else 0
-
-    return any(newest(dep.asset_key) > newest(spec.key) for dep in spec.deps)
-
-
-def _keys(partitions: Collection[str]) -> list[str | None]:
-    return [key or None for key in sorted(partitions)]
+def held_back_partitions(
+    store: OfflineStore, table: Table, present: Collection[str]
+) -> frozenset[str]:
+    """Which of the present partitions of a table break its contract."""
+    verdicts = {key: current_verdict(store, table, key or None) for key in present}
+    return frozenset(key for key, verdict in verdicts.items() if verdict and verdict.holds_back)
 
 
 def inventory_rows(inventories: Sequence[AssetInventory]) -> list[dict[str, Any]]:
@@ -243,6 +191,8 @@ def inventory_rows(inventories: Sequence[AssetInventory]) -> list[dict[str, Any]
             "failed": len(row.failed),
             "stale": len(row.stale),
             "first_gap": row.first_gap,
+            "held_back": len(row.held_back),
+            "foreign_partitions": len(row.foreign),
         }
         for position, row in enumerate(inventories)
     ]
@@ -279,7 +229,7 @@ def assets(
         rows = inventory_rows(inventory(definitions(), store, calendar, context.instance, now()))
         shown = ASSET_INVENTORY.column_names[1:]
         table = markdown(shown, [["" if row[n] is None else row[n] for n in shown] for row in rows])
-        totals = {n: sum(row[n] for row in rows) for n in ("missing", "failed", "stale")}
+        totals = {n: sum(row[n] for row in rows) for n in TOTALS}
         context.add_asset_metadata({**totals, "inventory": dg.MetadataValue.md(table)})
         with store.connect() as connection:
             connection.register("inventories", pa.Table.from_pylist(rows))

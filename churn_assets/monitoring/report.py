@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.models.artefacts import ModelStore
 from churn_assets.models.champion import CHAMPION_MODEL, find_champion
-from churn_assets.stores.offline import OfflineStore, row_count
+from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.parquet import row_count
 
 
 @dataclass(frozen=True)

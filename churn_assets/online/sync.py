@@ -100,7 +100,7 @@ def assets(groups: Groups, calendar: Calendar, store: OfflineStore) -> list[dg.A
     )
     def online_features(context: dg.AssetExecutionContext, **tables: Scan) -> Query:
         newest = max(context.partition_keys)
-        made_from = provenances(store, calendar, context)
+        made_from = provenances(store, ONLINE_FEATURES)
         for key in context.partition_keys:
             # Redis keeps the newest versions only, so what each was made from is kept by Dagster.
             context.add_asset_metadata(made_from(key), partition_key=key)

@@ -1,5 +1,7 @@
 """An installation's tables, and its offline store behind the gate of their contracts."""
 
+from collections.abc import Callable
+
 from churn_assets.features import feature_groups
 from churn_assets.features.registry import FEATURE_REGISTRY
 from churn_assets.history.quarantine import QUARANTINED_ROWS
@@ -14,6 +16,7 @@ from churn_assets.operations.gate import Gate
 from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
 from churn_assets.settings import Settings
 from churn_assets.sources.tables import RAW_TABLES
+from churn_assets.stores.catalog import Catalog
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.tables import Table
 from churn_assets.training_data.dataset import LABEL_SETS, training_table
@@ -41,12 +44,13 @@ def tables(settings: Settings) -> dict[str, Table]:
     return {table.name: table for table in declared}
 
 
-def offline_store(settings: Settings) -> OfflineStore:
-    """The offline store of an installation."""
+def offline_store(settings: Settings, catalog: Callable[[], Catalog] | None = None) -> OfflineStore:
+    """The offline store of an installation; see `OfflineStore` for the catalog."""
     return OfflineStore(
         settings.home,
         tables(settings),
         settings.duckdb_config(),
         settings.allow_shrink,
         Gate(settings.calendar()),
+        catalog,
     )

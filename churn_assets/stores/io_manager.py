@@ -6,21 +6,18 @@ Python. What is made carries its provenance, and its partition's page the counts
 
 import time
 from contextlib import ExitStack
-from functools import cache
 
 import dagster as dg
 
-from churn_assets.cutoffs import Calendar
 from churn_assets.stores.offline import OfflineStore, Query, Scan
-from churn_assets.stores.provenance import current_provenance
+from churn_assets.stores.provenance import provenances
 
 
 class OfflineIOManager(dg.IOManager):
     """Hands assets a `Scan` of their upstream partitions and publishes the `Query` they return."""
 
-    def __init__(self, store: OfflineStore, calendar: Calendar) -> None:
+    def __init__(self, store: OfflineStore) -> None:
         self.store = store
-        self.calendar = calendar
 
     def load_input(self, context: dg.InputContext) -> Scan:
         table = self.store.tables[context.asset_key.path[-1]]
@@ -34,11 +31,7 @@ class OfflineIOManager(dg.IOManager):
             [*context.asset_partition_keys] if context.has_asset_partitions else [None]
         )
 
-        present = cache(self.store.present)
-
-        def provenance(key: str | None) -> dict[str, str]:
-            return current_provenance(self.store, self.calendar, context.asset_spec, key, present)
-
+        provenance = provenances(self.store, table.name)
         began = time.monotonic()
         with ExitStack() as stack:
             connection = obj.connection or stack.enter_context(self.store.connect())

@@ -10,18 +10,18 @@ killed run leaves the previous partition readable and runs of different partitio
 Nothing here knows features or labels, and no data passes through Python.
 """
 
-import hashlib
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from churn_assets.stores.artefacts import ArtefactStore
+from churn_assets.stores.artefacts import ArtefactStore, find_provenance
+from churn_assets.stores.catalog import Catalog
+from churn_assets.stores.parquet import UnreadableFile, damage, footer, row_count
 from churn_assets.stores.sql import quoted
 from churn_assets.stores.staging import staged
 from churn_assets.stores.tables import Table
@@ -96,53 +96,8 @@ class Partition:
     bytes: int
 
 
-def row_count(path: Path) -> int:
-    """Rows of a Parquet file, from its footer."""
-    import pyarrow.parquet as pq
-
-    return int(pq.read_metadata(path).num_rows)
-
-
-class UnreadableFile(ValueError):
-    """A file of the offline store is damaged."""
-
-    def __init__(self, path: Path, why: str) -> None:
-        folder, _, key = path.parent.name.partition("=")
-        partition = f"{path.parents[1].name} {key}" if key else folder
-        super().__init__(
-            f"{path} cannot be read: {why.strip().rstrip('.')}. Delete it and run "
-            f"`churn backfill`, which makes {partition} again from what it was made from."
-        )
-
-
-@lru_cache(maxsize=100_000)
-def _damage(path: Path, modified_ns: int, size: int) -> str:
-    import pyarrow.parquet as pq
-    from pyarrow import ArrowInvalid
-
-    try:
-        pq.read_metadata(path)
-    except (ArrowInvalid, OSError) as error:
-        return str(error)
-    return ""
-
-
-def damage(path: Path) -> str:
-    """Why the footer of a Parquet file cannot be read; empty where it can."""
-    stat = path.stat()
-    return _damage(path, stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache(maxsize=100_000)
-def _digest(path: Path, modified_ns: int, size: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content; read again only when the file was replaced."""
-    stat = path.stat()
-    return _digest(path, stat.st_mtime_ns, stat.st_size)
+class OtherDefinitions(ValueError):
+    """A partition was asked for that was made under other definitions than the settings'."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +111,8 @@ class OfflineStore:
             database file.
         allow_shrink: Whether a guarded partition may be replaced by one with fewer rows.
         gate: Raises for partitions that must not be handed on (`operations.gate.Gate`).
+        catalog: What the graph declares of the assets; without it every partition that is there
+            counts as one of history, under the definitions of the settings.
     """
 
     home: Path
@@ -163,6 +120,7 @@ class OfflineStore:
     duckdb: Mapping[str, str | int] = field(default_factory=dict)
     allow_shrink: bool = False
     gate: "Callable[[OfflineStore, Table, Sequence[str | None]], None] | None" = None
+    catalog: Callable[[], Catalog] | None = None
 
     @property
     def root(self) -> Path:
@@ -209,7 +167,18 @@ class OfflineStore:
         )
 
     def keys(self, table: Table) -> list[str]:
-        """The partition keys that are present, in order."""
+        """The partition keys that are present and belong to history, in order."""
+        return [key for key in self._on_disk(table) if self.belongs(table.name, key)]
+
+    def foreign(self, table: Table) -> list[str]:
+        """The partition keys that are present and lie outside history, as START and END have it."""
+        return [key for key in self._on_disk(table) if not self.belongs(table.name, key)]
+
+    def belongs(self, asset: str, key: str) -> bool:
+        """Whether a partition of an asset is one of history."""
+        return self.catalog is None or self.catalog().belongs(asset, key)
+
+    def _on_disk(self, table: Table) -> list[str]:
         pattern = f"{table.partitioned_by}=*/part-0.parquet"
         return sorted(p.parent.name.split("=")[1] for p in (self.root / table.name).glob(pattern))
 
@@ -223,13 +192,34 @@ class OfflineStore:
         return not why
 
     def scan(self, table: Table, keys: Sequence[str] | None = None) -> Scan:
-        """The given partitions of a table; all that are present where no keys are given.
+        """The given partitions of a table.
+
+        Where no keys are given, all that are present, but for those of other definitions: a warning
+        counts them.
 
         Raises:
             FileNotFoundError: A partition that was asked for is not there.
             UnreadableFile: Its file is damaged.
+            OtherDefinitions: It was made under other definitions.
             operations.gate.HeldBack: It failed a blocking check.
         """
+        other = self._of_other_definitions(table, self._wanted(table, keys))
+        if other and keys is not None:
+            raise OtherDefinitions(
+                f"{table.name} {other[0] or ''} was made under other definitions than those of "
+                f"the settings ({len(other)} of {len(keys)} partitions that are needed): of other "
+                "features, another horizon or lookback. Both would be mixed. Run `churn backfill "
+                "--stale`, which makes them again."
+            )
+        if other:
+            keys = [key for key in self.keys(table) if key not in other]
+            log.warning(
+                "%s: %s partitions were made under other definitions and are left out, the first "
+                "is %s. `churn backfill --stale` makes them again.",
+                table.name,
+                len(other),
+                other[0],
+            )
         scan = self.unchecked(table, keys)
         if self.gate is not None:
             self.gate(self, table, self._wanted(table, keys))
@@ -239,6 +229,20 @@ class OfflineStore:
         if table.partitioned_by is None:
             return [None]
         return self.keys(table) if keys is None else keys
+
+    def _of_other_definitions(self, table: Table, keys: Sequence[str | None]) -> list[str | None]:
+        if self.catalog is None:
+            return []
+        catalog = self.catalog()
+        return [k for k in keys if catalog.redefines(table.name, self.made_from(table.name, k))]
+
+    def made_from(self, asset: str, key: str | None) -> Mapping[str, str] | None:
+        """What a partition was made from; None where it does not say, or is not there."""
+        table = self.tables.get(asset)
+        if table is None:
+            return find_provenance(self.artefact(asset, key))
+        path = self.path(table, key)
+        return footer(path).provenance if path.exists() else None
 
     def unchecked(self, table: Table, keys: Sequence[str] | None = None) -> Scan:
         """As `scan`, whatever checks say of the partitions: for checks, and people who look."""
@@ -340,31 +344,28 @@ class OfflineStore:
                 "with CHURN_ALLOW_SHRINK=1."
             )
 
-    def provenance(self, table: Table, key: str | None) -> dict[str, str]:
-        """What the file's footer says it was made from."""
-        import pyarrow.parquet as pq
-
-        metadata = pq.read_metadata(self.path(table, key)).metadata or {}
-        return {
-            name: metadata[name.encode()].decode()
-            for name in ("code_version", "inputs")
-            if name.encode() in metadata
-        }
-
     def artefact(self, asset: str, key: str | None) -> Path:
         """The file that says what an asset without a table is now: a model or a decision."""
         return ArtefactStore(self.home).manifest_path(asset, key)
 
     def content(self, asset: str, key: str | None) -> Path:
-        """The file that changes whenever a partition of an asset does."""
+        """The file that changes whenever a partition of an asset does.
+
+        Of a decision that is the decision, not the table of what was weighed.
+        """
+        artefact = self.artefact(asset, key)
         table = self.tables.get(asset)
-        return self.artefact(asset, key) if table is None else self.path(table, key)
+        return artefact if table is None or artefact.exists() else self.path(table, key)
 
     def present(self, asset: str) -> Sequence[str | None]:
-        """The partitions of an asset that have a file, in order; `[None]` for a whole one."""
+        """The partitions of an asset that have a file and belong to history, in order.
+
+        `[None]` for a whole one.
+        """
         if self.content(asset, None).exists():
             return [None]
         table = self.tables.get(asset)
         if table is not None:
             return [*self.keys(table)]
-        return [*ArtefactStore(self.home).cutoffs(asset)]
+        cutoffs = ArtefactStore(self.home).cutoffs(asset)
+        return [key for key in cutoffs if self.belongs(asset, key)]

@@ -1,22 +1,23 @@
 """Provenance: what a partition was made from, and how a stale one is recognised.
 
-It is the version of the code that made it and a digest of the files that were read. A partition
-whose provenance differs from what it would have now is stale. Comments, docstrings, imports and the
-place of code do not count as code (`code_digest`).
+It is the version of the code that made it, a digest of what was read, and the definition under
+which it was made (`stores.catalog`). A partition whose provenance differs from what it would have
+now is stale. Comments, docstrings, imports and the place of code do not count as code
+(`code_digest`).
 """
 
 import ast
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
-from functools import cache
+import json
+from collections.abc import Callable
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
-import dagster as dg
-
-from churn_assets.cutoffs import Calendar, parse_key
-from churn_assets.stores.offline import OfflineStore, file_digest
+from churn_assets.stores.catalog import Present
+from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.parquet import file_digest
 
 
 def code_digest(*code: ModuleType | Callable[..., Any]) -> str:
@@ -62,55 +63,43 @@ def _is_text(node: object) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-def upstream_keys(
-    calendar: Calendar,
-    mapping: dg.PartitionMapping | None,
-    key: str | None,
-    existing: Sequence[str | None],
-) -> Sequence[str | None]:
-    """The upstream partitions, of those that exist, that partition `key` is made from.
-
-    An asset without partitions names those that it reads; the registry, which names none, reads
-    declarations only.
-    """
-    if None in existing:
-        return existing
-    keys = [k for k in existing if k is not None]
-    if isinstance(mapping, dg.SpecificPartitionsPartitionMapping):
-        return [k for k in keys if k in mapping.partition_keys]
-    if key is None:
-        return []
-    if not isinstance(mapping, dg.TimeWindowPartitionMapping):
-        return [key] if key in keys else []
-    first = calendar.shift(parse_key(key), mapping.start_offset).isoformat()
-    last = calendar.shift(parse_key(key), mapping.end_offset).isoformat()
-    return [k for k in keys if first <= k <= last]
-
-
 def current_provenance(
-    store: OfflineStore,
-    calendar: Calendar,
-    spec: dg.AssetSpec,
-    key: str | None,
-    present: Callable[[str], Sequence[str | None]],
+    store: OfflineStore, asset: str, key: str | None, present: Present | None = None
 ) -> dict[str, str]:
-    """The provenance that partition `key` of an asset has if it is made now.
+    """The provenance that a partition has if it is made now.
 
-    A file with another one is stale: its code changed, or a file that it was made from did.
-    `present` gives the partitions of an asset; for many keys it looks into the folders once.
+    One with another provenance is stale: its code changed, or something that it was made from did.
+
+    Args:
+        store: Where files are, and the catalog.
+        asset: The asset.
+        key: The partition; None for an asset without partitions.
+        present: Gives the partitions of an asset; for many keys it looks into the folders once.
     """
+    assert store.catalog is not None
+    catalog = store.catalog()
     digest = hashlib.sha256()
-    for dep in sorted(spec.deps, key=lambda dep: dep.asset_key):
-        upstream = dep.asset_key.path[-1]
-        for upstream_key in upstream_keys(calendar, dep.partition_mapping, key, present(upstream)):
-            content = file_digest(store.content(upstream, upstream_key))
-            digest.update(f"{upstream} {upstream_key} {content}\n".encode())
-    return {"code_version": spec.code_version or "", "inputs": digest.hexdigest()[:32]}
+    for upstream, upstream_key in catalog.upstream(asset, key, present or store.present):
+        content = file_digest(store.content(upstream, upstream_key))
+        digest.update(f"{upstream} {upstream_key} {content}\n".encode())
+    digest.update(catalog.reading(asset, key).encode())
+    digest.update(_incumbent(store, asset, catalog.previous(asset, key)).encode())
+    return {
+        "code_version": catalog.specs[asset].code_version or "",
+        "inputs": digest.hexdigest()[:32],
+        "definition": catalog.definitions[asset],
+    }
 
 
-def provenances(
-    store: OfflineStore, calendar: Calendar, context: dg.AssetExecutionContext
-) -> Callable[[str | None], dict[str, str]]:
-    """The provenance of each partition that a run of an asset without a table makes."""
-    spec, present = context.assets_def.get_asset_spec(), cache(store.present)
-    return lambda key: current_provenance(store, calendar, spec, key, present)
+def _incumbent(store: OfflineStore, asset: str, previous: str | None) -> str:
+    """Which model the decision before chose; empty without one."""
+    path = store.artefact(asset, previous)
+    if previous is None or not path.exists():
+        return ""
+    decision = json.loads(path.read_text())
+    return " ".join(decision[name] for name in ("model", "model_cutoff", "model_version"))
+
+
+def provenances(store: OfflineStore, asset: str) -> Callable[[str | None], dict[str, str]]:
+    """The provenance of each partition that a run of an asset makes."""
+    return partial(current_provenance, store, asset, present=cache(store.present))

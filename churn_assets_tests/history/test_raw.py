@@ -37,6 +37,7 @@ from churn_assets.sources.source import SourceTable
 from churn_assets.stores.io_manager import OfflineIOManager
 from churn_assets_tests.conftest import (
     Row,
+    cataloged,
     ingest_run,
     make_settings,
     query,
@@ -790,15 +791,16 @@ def test_pending_rows_are_counted_in_the_newest_slice(tmp_path: Path) -> None:
     write_input(tmp_path, events=[*EVENTS_CSV[:9], *later])
     installed = make_settings(tmp_path, start=START)
     calendar, store = installed.calendar(), offline_store(installed)
+    now = dt.datetime(2024, 3, 10, tzinfo=dt.UTC)
+    known, assets = cataloged(
+        store,
+        calendar,
+        lambda known: raw.assets(calendar, Files(installed.input_folder), known, lambda: now),
+    )
     result = dg.materialize(
-        raw.assets(
-            calendar,
-            Files(installed.input_folder),
-            store,
-            now=lambda: dt.datetime(2024, 3, 10, tzinfo=dt.UTC),
-        ),
+        assets,
         tags={RANGE_START: KEYS[0], RANGE_END: KEYS[1]},
-        resources={"io_manager": OfflineIOManager(store, calendar)},
+        resources={"io_manager": OfflineIOManager(known)},
     )
     events = {
         e.partition: e.materialization.metadata

@@ -26,7 +26,7 @@ from churn_assets.models.tuning import FEWEST_FOLDS, MOST_FOLDS, Fold, tune
 from churn_assets.stores.io_manager import OfflineIOManager
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.training_data.dataset import TRAINING_DATASET
-from churn_assets_tests.conftest import GROUPS, TABLES
+from churn_assets_tests.conftest import GROUPS, TABLES, cataloged
 from churn_assets_tests.models.test_models import (
     CALENDAR,
     COLUMNS,
@@ -186,9 +186,16 @@ def test_the_choice_is_shown_and_owes_nothing_to_the_hold_out(tmp_path: Path):
     tracking, model_store = ModelRuns(store.home), ModelStore(store.home)
     kinds = (replace(LOGISTIC, build=hopeless, space={"C": (0.003,)}), INSTALLED[-1])
     names = [kind.name for kind in kinds]
+    known, own = cataloged(
+        store,
+        CALENDAR,
+        lambda known: [
+            *models.assets(GROUPS, CALENDAR, known, tracking, Economics(), 7, kinds, candidates=1),
+            *champion.assets(GROUPS, CALENDAR, known, tracking, Economics(), names),
+        ],
+    )
     assets: list[dg.AssetsDefinition | dg.AssetSpec] = [
-        *models.assets(GROUPS, CALENDAR, store, tracking, Economics(), 7, kinds, candidates=1),
-        *champion.assets(GROUPS, CALENDAR, store, tracking, Economics(), names),
+        *own,
         dg.AssetSpec(TRAINING_DATASET, partitions_def=CALENDAR.labeled_cutoffs),
     ]
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
@@ -196,7 +203,7 @@ def test_the_choice_is_shown_and_owes_nothing_to_the_hold_out(tmp_path: Path):
             assets,
             partition_key="2025-09-01",
             instance=instance,
-            resources={"io_manager": OfflineIOManager(store, CALENDAR)},
+            resources={"io_manager": OfflineIOManager(known)},
         )
         records = instance.get_records_for_run(result.run_id).records
     [event] = result.asset_materializations_for_node(names[0])

@@ -52,7 +52,7 @@ from churn_assets.stores.pages import markdown_image
 from churn_assets.stores.provenance import current_provenance
 from churn_assets.stores.staging import write_text
 from churn_assets.training_data.dataset import TRAINING_DATASET
-from churn_assets_tests.conftest import GROUPS, RANGE_END, RANGE_START, Row, query
+from churn_assets_tests.conftest import GROUPS, RANGE_END, RANGE_START, Row, cataloged, query
 from churn_assets_tests.models.test_models import CALENDAR, COLUMNS, made_up, made_up_store
 
 FIRST, MIDDLE, LAST = "2025-06-01", "2025-07-01", "2025-08-01"
@@ -332,10 +332,11 @@ def running(store: OfflineStore) -> Iterator[Any]:
             for name in (CHAMPION_MODEL.name, CHURN_PREDICTIONS.name)
         ),
     ]
+    known, own = cataloged(store, CALENDAR, lambda known: drift.assets(GROUPS, CALENDAR, known))
     defs = dg.Definitions(
-        assets=[*drift.assets(GROUPS, CALENDAR, store), *upstream],
+        assets=[*own, *upstream],
         jobs=[dg.define_asset_job("drift", dg.AssetSelection.assets(DRIFT_REPORT.name))],
-        resources={"io_manager": OfflineIOManager(store, CALENDAR)},
+        resources={"io_manager": OfflineIOManager(known)},
         executor=dg.in_process_executor,
     )
     with dg.DagsterInstance.ephemeral() as instance:
@@ -451,17 +452,16 @@ def test_a_cutoff_without_customers_has_a_report(own_shop: OfflineStore):
 
 
 def test_other_predictions_of_the_cutoff_before_make_it_stale(own_shop: OfflineStore):
-    [asset] = drift.assets(GROUPS, CALENDAR, own_shop)
-    [spec] = asset.specs
+    known, _ = cataloged(own_shop, CALENDAR, lambda known: drift.assets(GROUPS, CALENDAR, known))
 
     def fresh() -> dict[str, str]:
-        return current_provenance(own_shop, CALENDAR, spec, MIDDLE, own_shop.present)
+        return current_provenance(known, DRIFT_REPORT.name, MIDDLE)
 
     with running(own_shop) as (run, _):
         run(MIDDLE, MIDDLE)
-    assert own_shop.provenance(DRIFT_REPORT, MIDDLE) == fresh()
+    assert known.made_from(DRIFT_REPORT.name, MIDDLE) == fresh()
     publish_predictions(own_shop, FIRST, mean=0.5)
-    assert own_shop.provenance(DRIFT_REPORT, MIDDLE) != fresh()
+    assert known.made_from(DRIFT_REPORT.name, MIDDLE) != fresh()
 
 
 def test_the_heat_map_has_the_newest_cutoffs(history: Any, monkeypatch: pytest.MonkeyPatch):

@@ -81,6 +81,8 @@ def test_counts_are_exact_and_shown_everywhere(shop: Settings) -> None:
         "failed": 1,
         "stale": 1,
         "first_gap": "2025-01-01",
+        "held_back": 0,
+        "foreign_partitions": 0,
     }
     assert (rows["raw_events"]["present"], rows["raw_events"]["first_gap"]) == (2, "2025-01-01")
     assert rows["raw_customers"]["present"] == 3
@@ -90,7 +92,7 @@ def test_counts_are_exact_and_shown_everywhere(shop: Settings) -> None:
 
     for name in ("missing", "failed", "stale"):
         assert event.metadata[name].value == sum(row[name] for row in rows.values())
-    assert "| daily_orders | rollups | 5 | 2 | 3 | 1 | 1 | 2025-01-01 |" in str(
+    assert "| daily_orders | rollups | 5 | 2 | 3 | 1 | 1 | 2025-01-01 | 0 | 0 |" in str(
         event.metadata["inventory"].value
     )
     status = CliRunner().invoke(churn, ["status"]).output

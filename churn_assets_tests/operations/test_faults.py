@@ -32,7 +32,7 @@ from churn_assets.online.io_manager import connect
 from churn_assets.online.server import open_client, server_binary, stop
 from churn_assets.online.store import OnlineStore
 from churn_assets.operations.backfill import BackfillFailed
-from churn_assets.stores.offline import UnreadableFile
+from churn_assets.stores.parquet import UnreadableFile
 from churn_assets_tests.conftest import KEPT_ENGINES, evaluate_quickly
 from churn_assets_tests.faults import Shop, churn
 from churn_assets_tests.operations.test_automation import Clock

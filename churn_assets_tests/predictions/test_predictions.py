@@ -33,7 +33,14 @@ from churn_assets.stores.artefacts import MANIFEST
 from churn_assets.stores.io_manager import OfflineIOManager
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.training_data.dataset import TRAINING_DATASET
-from churn_assets_tests.conftest import GROUPS, RANGE_END, RANGE_START, evaluate_quickly, query
+from churn_assets_tests.conftest import (
+    GROUPS,
+    RANGE_END,
+    RANGE_START,
+    cataloged,
+    evaluate_quickly,
+    query,
+)
 from churn_assets_tests.models.test_models import CALENDAR, VERSIONS, made_up_store
 
 FIRST, LAST = "2025-06-01", "2025-08-01"
@@ -42,11 +49,15 @@ FIRST, LAST = "2025-06-01", "2025-08-01"
 def run(store: OfflineStore, first: str, last: str, *selection: str) -> dg.ExecuteInProcessResult:
     """One Dagster run of the model and prediction assets."""
     tracking = ModelRuns(store.home)
-    own = [
-        *models.assets(GROUPS, CALENDAR, store, tracking, Economics(), 7),
-        *champion_assets.assets(GROUPS, CALENDAR, store, tracking, Economics()),
-        *predictions.assets(GROUPS, CALENDAR, store),
-    ]
+    known, own = cataloged(
+        store,
+        CALENDAR,
+        lambda known: [
+            *models.assets(GROUPS, CALENDAR, known, tracking, Economics(), 7),
+            *champion_assets.assets(GROUPS, CALENDAR, known, tracking, Economics()),
+            *predictions.assets(GROUPS, CALENDAR, known),
+        ],
+    )
     upstream = [
         dg.AssetSpec(TRAINING_DATASET, partitions_def=CALENDAR.labeled_cutoffs),
         *(dg.AssetSpec(group.name, partitions_def=CALENDAR.cutoffs) for group in GROUPS),
@@ -55,7 +66,7 @@ def run(store: OfflineStore, first: str, last: str, *selection: str) -> dg.Execu
     defs = dg.Definitions(
         assets=[*own, *upstream],
         jobs=[dg.define_asset_job("models", dg.AssetSelection.assets(*keys))],
-        resources={"io_manager": OfflineIOManager(store, CALENDAR)},
+        resources={"io_manager": OfflineIOManager(known)},
         executor=dg.in_process_executor,
     )
     return defs.resolve_job_def("models").execute_in_process(

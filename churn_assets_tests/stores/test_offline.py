@@ -24,6 +24,7 @@ from churn_assets.operations.installation import offline_store
 from churn_assets.settings import Settings
 from churn_assets.stores import offline
 from churn_assets.stores.offline import OfflineStore, Scan
+from churn_assets.stores.parquet import footer
 from churn_assets.stores.tables import CUSTOMER_ID, CUTOFF, Column, cutoff_table
 from churn_assets.stores.views import create_views
 from churn_assets_tests.conftest import make_settings, materialize, query
@@ -265,11 +266,11 @@ def test_a_replaced_slice_makes_exactly_its_dependants_stale(tmp_path: Path) -> 
 
     assert stale() == {}
     january = store.path(store.tables["raw_events"], "2025-01-01")
+    said = ", ".join(f"{name}: '{value}'" for name, value in footer(january).provenance.items())
     with store.connect() as connection:
         connection.execute(
             f"COPY (SELECT * REPLACE (amount + 1 AS amount) FROM '{january}') "
-            f"TO '{january}.new' (FORMAT parquet, KV_METADATA {{code_version: '', inputs: "
-            f"'{store.provenance(store.tables['raw_events'], '2025-01-01')['inputs']}'}})"
+            f"TO '{january}.new' (FORMAT parquet, KV_METADATA {{{said}}})"
         )
     Path(f"{january}.new").replace(january)
     now_stale = stale()

@@ -1,0 +1,112 @@
+"""Staleness: which partitions would be others if they were made now, and which would mean more.
+
+A partition is **stale** where its provenance differs from what it would have now, or where it was
+made from a stale one. It is **redefined** where what it means changed: the definition of its rows,
+or of a raw slice what was read of the source. What is redefined is never mixed with what is not;
+what is otherwise stale is used, and shown as stale.
+
+An asset that keeps no provenance, such as a report, is stale where something that it reads was
+materialized after it. What a person alone makes again, the topic model, may be stale and is none
+the less the current one: its dependants are not stale because of it.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import dagster as dg
+
+from churn_assets.stores.catalog import ON_DEMAND, upstream_keys
+from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.parquet import PROVENANCE
+from churn_assets.stores.provenance import current_provenance
+
+# The one partition of an asset without partitions.
+WHOLE = ""
+PAGE = 1_000
+
+
+@dataclass(frozen=True)
+class Staleness:
+    """The stale partitions of an asset, and those of them that are redefined."""
+
+    stale: frozenset[str]
+    redefined: frozenset[str]
+
+
+def staleness(
+    store: OfflineStore,
+    instance: dg.DagsterInstance,
+    asset: str,
+    present: Collection[str],
+    upstream: Mapping[str, Collection[str]],
+    on_disk: Callable[[str], Sequence[str | None]],
+) -> Staleness:
+    """Which of the present partitions of an asset are stale, and which redefined.
+
+    Args:
+        store: Where files are, and the catalog.
+        instance: Knows the assets that have no file.
+        asset: The asset.
+        present: Its partitions to look at.
+        upstream: The stale partitions of everything before it in the order of the data.
+        on_disk: See `current_provenance`.
+    """
+    assert store.catalog is not None
+    catalog = store.catalog()
+    spec = catalog.specs[asset]
+    published = cache(lambda: published_provenance(instance, spec.key))
+    inherited = [
+        (dep.partition_mapping, [key or None for key in sorted(upstream[name])])
+        for dep in spec.deps
+        if upstream.get(name := dep.asset_key.path[-1])
+        and catalog.specs[name].group_name != ON_DEMAND
+    ]
+
+    def made_from(key: str) -> Mapping[str, str] | None:
+        return store.made_from(asset, key or None) or published().get(key)
+
+    def is_stale(key: str) -> bool:
+        said = made_from(key)
+        if said is None:
+            return bool(inherited) or _is_older_than_inputs(instance, spec)
+        return said != current_provenance(store, asset, key or None, on_disk) or any(
+            upstream_keys(catalog.calendar, mapping, key or None, keys)
+            for mapping, keys in inherited
+        )
+
+    def is_redefined(key: str) -> bool:
+        said = made_from(key)
+        if catalog.is_raw(asset):
+            # Version 0.1 does not say what it has read.
+            says = said is not None and "definition" in said
+            return says and said != current_provenance(store, asset, key, on_disk)
+        return catalog.redefines(asset, said)
+
+    redefined = frozenset(key for key in present if is_redefined(key))
+    stale = frozenset(key for key in present if key in redefined or is_stale(key))
+    return Staleness(stale, redefined)
+
+
+def published_provenance(
+    instance: dg.DagsterInstance, asset: dg.AssetKey
+) -> dict[str, dict[str, str]]:
+    """Per partition, what an asset whose rows live elsewhere was made from, if it says so."""
+    found: dict[str, dict[str, str]] = {}
+    cursor, more = None, True
+    while more:
+        page = instance.fetch_materializations(asset, PAGE, cursor)
+        cursor, more = page.cursor, page.has_more
+        for record in page.records:  # newest first
+            metadata = record.asset_materialization.metadata if record.asset_materialization else {}
+            said = {k: str(metadata[k].value) for k in PROVENANCE if k in metadata}
+            found.setdefault(record.partition_key or WHOLE, said)
+    return {key: said for key, said in found.items() if said}
+
+
+def _is_older_than_inputs(instance: dg.DagsterInstance, spec: dg.AssetSpec) -> bool:
+    def newest(asset: dg.AssetKey) -> int:
+        records = instance.fetch_materializations(asset, limit=1).records
+        return records[0].storage_id if records else 0
+
+    return any(newest(dep.asset_key) > newest(spec.key) for dep in spec.deps)

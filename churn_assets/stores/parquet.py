@@ -1,0 +1,95 @@
+"""Files of the offline store: their rows, provenance, digest, and what is wrong with them.
+
+What is read is kept per path, time and size, so a file is read again only when it was replaced.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+# What a footer says a file was made from, see `stores.provenance`.
+PROVENANCE = ("code_version", "inputs", "definition")
+
+
+class UnreadableFile(ValueError):
+    """A file of the offline store is damaged."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        folder, _, key = path.parent.name.partition("=")
+        partition = f"{path.parents[1].name} {key}" if key else folder
+        super().__init__(
+            f"{path} cannot be read: {why.strip().rstrip('.')}. Delete it and run "
+            f"`churn backfill`, which makes {partition} again from what it was made from."
+        )
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What the end of a Parquet file says of it.
+
+    Args:
+        rows: How many it has.
+        provenance: What it was made from.
+        damage: Why it cannot be read; empty where it can.
+    """
+
+    rows: int = 0
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    damage: str = ""
+
+
+def footer(path: Path) -> Footer:
+    """The footer of a Parquet file, which may be damaged.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    stat = path.stat()
+    return _footer(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=100_000)
+def _footer(path: Path, modified_ns: int, size: int) -> Footer:
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowInvalid
+
+    try:
+        metadata = pq.read_metadata(path)
+    except (ArrowInvalid, OSError) as error:
+        return Footer(damage=str(error))
+    said = metadata.metadata or {}
+    return Footer(
+        int(metadata.num_rows),
+        {name: said[name.encode()].decode() for name in PROVENANCE if name.encode() in said},
+    )
+
+
+def row_count(path: Path) -> int:
+    """Rows of a Parquet file, from its footer.
+
+    Raises:
+        UnreadableFile: It is damaged.
+    """
+    found = footer(path)
+    if found.damage:
+        raise UnreadableFile(path, found.damage)
+    return found.rows
+
+
+def damage(path: Path) -> str:
+    """Why the footer of a Parquet file cannot be read; empty where it can."""
+    return footer(path).damage
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    stat = path.stat()
+    return _digest(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=100_000)
+def _digest(path: Path, modified_ns: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
