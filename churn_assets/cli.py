@@ -84,22 +84,20 @@ def backfill(
     if stale and (first or last or newest or names):
         raise ValueError("--stale goes alone: it finds the stages and partitions by itself.")
     from churn_assets.definitions import build_definitions
-    from churn_assets.models.training_rows import nobody_to_learn_from
-    from churn_assets.monitoring.inventory import inventory, present_partitions
-    from churn_assets.operations import backfill as backfills
-    from churn_assets.operations.inspection import not_made
+    from churn_assets.monitoring.inventory import inventory
+    from churn_assets.operations import plans, remarks
+    from churn_assets.operations.backfill import BackfillFailed, run_batch
     from churn_assets.operations.installation import offline_store
     from churn_assets.operations.instance import dagster_instance
     from churn_assets.operations.progress import shown_progress
-    from churn_assets.stores.catalog import ON_DEMAND
     from churn_assets.stores.views import write_views
 
     settings = Settings.read()
     calendar = settings.calendar()
     defs, store, now = build_definitions(settings), offline_store(settings), utc_now()
-    stages = backfills.stages(names)
+    stages = plans.stages(names)
     slices_only = list(names) == ["ingest"]
-    wanted = backfills.wanted_range(
+    wanted = plans.wanted_range(
         calendar.slices if slices_only else calendar.cutoffs,
         calendar,
         first and first.date(),
@@ -109,42 +107,28 @@ def backfill(
     )
     console = terminal()
     with dagster_instance(settings) as instance:
-        made, without = 0, set[str]()
-        rows = inventory(defs, store, calendar, instance, now) if stale else []
-        for stage in stages:
-            if stale:
-                batches = backfills.plan_refresh(stage, defs, calendar, rows)
-            else:
-                batches = backfills.plan_stage(
-                    stage,
-                    defs,
-                    calendar,
-                    lambda asset: present_partitions(defs, store, instance, asset),
-                    now,
-                    wanted,
-                    slices_only,
-                    without := nobody_to_learn_from(
-                        store, calendar, calendar.keys(calendar.scored_cutoffs, now)
-                    ),
-                )
-            for batch in batches:
-                with shown_progress(console, batch) as on_step:
-                    try:
-                        backfills.run_batch(batch, defs, instance, on_step)
-                    except backfills.BackfillFailed as failure:
-                        raise click.ClickException(str(failure)) from None
-            made += len(batches)
-            if stale and batches:  # which may have made more stale
-                rows = inventory(defs, store, calendar, instance, now)
-        kept = [row.asset.path[-1] for row in rows if row.stale and row.group == ON_DEMAND]
-        if stale and kept:
-            console.print(
-                f"{', '.join(kept)} was made from other inputs and is kept: only its "
-                "own stage makes it anew, such as `churn backfill --stage topics`."
+        made = 0
+        batches = (
+            plans.refresh_batches(defs, store, calendar, instance, now)
+            if stale
+            else plans.backfill_batches(
+                stages, defs, store, calendar, instance, now, wanted, slices_only
             )
+        )
+        for batch in batches:
+            made += 1
+            with shown_progress(console, batch) as on_step:
+                try:
+                    run_batch(batch, defs, instance, on_step)
+                except BackfillFailed as failure:
+                    raise click.ClickException(str(failure)) from None
         if not made:
             console.print(f"Nothing is {'stale' if stale else 'missing'}.")
-        for line in [] if names else not_made(calendar, now, without):
+        if stale:
+            lines = remarks.on_demand(inventory(defs, store, calendar, instance, now))
+        else:
+            lines = remarks.after_backfill(defs, store, calendar, instance, now)
+        for line in lines if not names else []:
             console.print(line, highlight=False)
         # Also then: the last run may have been killed before it came to this.
         write_views(store, settings.home / "offline_store.duckdb")
@@ -157,12 +141,14 @@ def status() -> None:
 
     from churn_assets.definitions import build_definitions
     from churn_assets.monitoring.inventory import inventory
+    from churn_assets.operations import remarks
     from churn_assets.operations.installation import offline_store
     from churn_assets.operations.instance import dagster_instance
 
     settings = Settings.read()
     store = offline_store(settings)
-    table = Table("group", "asset", "present", "missing", "failed", "stale", "first gap")
+    counts = ("present", "missing", "failed", "stale", "held back", "foreign")
+    table = Table("group", "asset", *counts, "first gap")
     with dagster_instance(settings) as instance:
         rows = inventory(
             build_definitions(settings),
@@ -179,9 +165,13 @@ def status() -> None:
             str(len(row.missing)),
             str(len(row.failed)),
             str(len(row.stale)),
+            str(len(row.held_back)),
+            str(len(row.foreign)),
             row.first_gap or "",
         )
     terminal().print(table)
+    for line in remarks.of_status(rows):
+        terminal().print(line, highlight=False)
 
 
 @churn.command()

@@ -20,12 +20,13 @@ import dagster as dg
 import pyarrow as pa
 
 from churn_assets.definitions import build_definitions
-from churn_assets.monitoring.inventory import AssetInventory, inventory, present_partitions
+from churn_assets.monitoring.inventory import AssetInventory, inventory
 from churn_assets.online.io_manager import connect
 from churn_assets.online.store import read_version
-from churn_assets.operations.backfill import plan_stage, run_batch, stages
+from churn_assets.operations.backfill import run_batch
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.instance import DAGSTER_YAML
+from churn_assets.operations.plans import backfill_batches, stages
 from churn_assets.settings import Settings
 from churn_assets.stores.tracking import ASSET_TAG, PARTITION_TAG, Tracking
 from churn_assets_tests.conftest import make_settings
@@ -115,16 +116,11 @@ class Shop:
     def complete(self) -> list[str]:
         """Make what is missing, and say what that was."""
         ran = []
-        for stage in stages(()):
-            for batch in plan_stage(
-                stage,
-                self.defs,
-                self.settings.calendar(),
-                lambda asset: present_partitions(self.defs, self.store, self.instance, asset),
-                NOW,
-            ):
-                run_batch(batch, self.defs, self.instance, lambda step, what: None)
-                ran.append(f"{batch.label}: {', '.join(a.path[-1] for a in batch.assets)}")
+        for batch in backfill_batches(
+            stages(()), self.defs, self.store, self.settings.calendar(), self.instance, NOW
+        ):
+            run_batch(batch, self.defs, self.instance, lambda step, what: None)
+            ran.append(f"{batch.label}: {', '.join(a.path[-1] for a in batch.assets)}")
         return ran
 
     def inventory(self, defs: dg.Definitions | None = None) -> dict[str, AssetInventory]:

@@ -10,10 +10,11 @@ import dagster as dg
 import pytest
 
 from churn_assets.definitions import build_definitions
-from churn_assets.monitoring.inventory import inventory, present_partitions
+from churn_assets.monitoring.inventory import inventory
 from churn_assets.monitoring.refresh_log import refresh_log
-from churn_assets.operations.backfill import Range, plan_stage, run_batch, stages, wanted_range
+from churn_assets.operations.backfill import run_batch
 from churn_assets.operations.installation import offline_store
+from churn_assets.operations.plans import Range, backfill_batches, stages, wanted_range
 from churn_assets.settings import Settings
 from churn_assets_tests.conftest import TABLES, make_settings, stored
 
@@ -41,17 +42,9 @@ def backfill(
     defs, calendar = build_definitions(settings), settings.calendar()
     store = offline_store(settings)
     ran = []
-    for stage in stages(names):
-        for batch in plan_stage(
-            stage,
-            defs,
-            calendar,
-            lambda asset: present_partitions(defs, store, instance, asset),
-            NOW,
-            wanted,
-        ):
-            run_batch(batch, defs, instance, lambda step, what: None)
-            ran.append(batch.label)
+    for batch in backfill_batches(stages(names), defs, store, calendar, instance, NOW, wanted):
+        run_batch(batch, defs, instance, lambda step, what: None)
+        ran.append(batch.label)
     return ran
 
 

@@ -20,10 +20,11 @@ from churn_assets.models.artefacts import ModelStore
 from churn_assets.models.champion import find_champion
 from churn_assets.models.estimators import inputs
 from churn_assets.models.runs import CHAMPION, REGISTERED_MODEL, ModelRuns
-from churn_assets.monitoring.inventory import inventory, present_partitions
+from churn_assets.monitoring.inventory import inventory
 from churn_assets.online.server import stop
-from churn_assets.operations.backfill import plan_stage, run_batch, stages
+from churn_assets.operations.backfill import run_batch
 from churn_assets.operations.installation import offline_store
+from churn_assets.operations.plans import backfill_batches, stages
 from churn_assets.settings import Settings
 from churn_assets_tests.conftest import GROUPS, make_settings, stored
 from churn_assets_tests.served_shop import running
@@ -104,15 +105,10 @@ def test_the_next_cutoff_is_made_upon_it(old: Settings) -> None:
     files = {path: path.read_bytes() for path in old.home.glob("offline_store/**/*.parquet")}
     store, defs = offline_store(later), build_definitions(later)
     with dg.DagsterInstance.from_config(str(old.dagster_home)) as instance:
-        for stage in stages(()):
-            for batch in plan_stage(
-                stage,
-                defs,
-                later.calendar(),
-                lambda asset: present_partitions(defs, store, instance, asset),
-                utc_now(),
-            ):
-                run_batch(batch, defs, instance, lambda step, what: None)
+        for batch in backfill_batches(
+            stages(()), defs, store, later.calendar(), instance, utc_now()
+        ):
+            run_batch(batch, defs, instance, lambda step, what: None)
     champion = find_champion(ModelStore(old.home), dt.date(2025, 8, 1))
     assert champion is not None
     assert champion.incumbent, "the champion of version 0.1 was graded against the new candidates"

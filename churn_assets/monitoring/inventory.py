@@ -19,7 +19,7 @@ import dagster as dg
 
 from churn_assets.cutoffs import Calendar, utc_now
 from churn_assets.monitoring.refresh_log import Target, attempts
-from churn_assets.monitoring.staleness import WHOLE, staleness
+from churn_assets.monitoring.staleness import WHOLE, redefined, stale
 from churn_assets.stores.catalog import Catalog
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.pages import markdown
@@ -125,7 +125,7 @@ def inventory(
     """Every other materializable asset in data order, with its partitions."""
     graph = defs.resolve_asset_graph()
     store = with_catalog(store, defs, calendar)
-    stale: dict[str, frozenset[str]] = {}
+    stale_by_name: dict[str, frozenset[str]] = {}
     on_disk = cache(store.present)
     of_run = cache(partial(outcomes, instance))
     rows = []
@@ -142,8 +142,7 @@ def inventory(
         )
         there = present_partitions(defs, store, instance, asset)
         present = there & set(existing)
-        found = staleness(store, instance, name, present, stale, on_disk)
-        stale[name] = found.stale
+        stale_by_name[name] = stale(store, instance, name, present, stale_by_name, on_disk)
         table = store.tables.get(name)
         rows.append(
             AssetInventory(
@@ -152,8 +151,8 @@ def inventory(
                 existing,
                 frozenset(present),
                 frozenset(failed_partitions(instance, asset, of_run)),
-                found.stale,
-                found.redefined,
+                stale_by_name[name],
+                redefined(store, instance, name, present),
                 held_back_partitions(store, table, present) if table else frozenset(),
                 frozenset({*there, *(store.foreign(table) if table else ())} - {*existing}),
             )

@@ -11,7 +11,6 @@ the less the current one: its dependants are not stale because of it.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import dagster as dg
@@ -26,26 +25,43 @@ WHOLE = ""
 PAGE = 1_000
 
 
-@dataclass(frozen=True)
-class Staleness:
-    """The stale partitions of an asset, and those of them that are redefined."""
+def redefined(
+    store: OfflineStore, instance: dg.DagsterInstance, asset: str, present: Collection[str]
+) -> frozenset[str]:
+    """Which of the present partitions of an asset mean something else than they would now.
 
-    stale: frozenset[str]
-    redefined: frozenset[str]
+    Args:
+        store: Where files are, and the catalog.
+        instance: Knows the assets that have no file.
+        asset: The asset.
+        present: Its partitions to look at.
+    """
+    assert store.catalog is not None
+    catalog, made_from = store.catalog(), _sources(store, instance, asset)
+
+    def is_redefined(key: str) -> bool:
+        said = made_from(key)
+        if catalog.is_raw(asset):
+            # Version 0.1 does not say what it has read.
+            says = said is not None and "definition" in said
+            return says and said != current_provenance(store, asset, key)
+        return catalog.redefines(asset, said)
+
+    return frozenset(filter(is_redefined, present))
 
 
-def staleness(
+def stale(
     store: OfflineStore,
     instance: dg.DagsterInstance,
     asset: str,
     present: Collection[str],
     upstream: Mapping[str, Collection[str]],
     on_disk: Callable[[str], Sequence[str | None]],
-) -> Staleness:
-    """Which of the present partitions of an asset are stale, and which redefined.
+) -> frozenset[str]:
+    """Which of the present partitions of an asset would be others if they were made now.
 
     Args:
-        store: Where files are, and the catalog.
+        store: See `redefined`, as for the next two.
         instance: Knows the assets that have no file.
         asset: The asset.
         present: Its partitions to look at.
@@ -53,18 +69,14 @@ def staleness(
         on_disk: See `current_provenance`.
     """
     assert store.catalog is not None
-    catalog = store.catalog()
+    catalog, made_from = store.catalog(), _sources(store, instance, asset)
     spec = catalog.specs[asset]
-    published = cache(lambda: published_provenance(instance, spec.key))
     inherited = [
         (dep.partition_mapping, [key or None for key in sorted(upstream[name])])
         for dep in spec.deps
         if upstream.get(name := dep.asset_key.path[-1])
         and catalog.specs[name].group_name != ON_DEMAND
     ]
-
-    def made_from(key: str) -> Mapping[str, str] | None:
-        return store.made_from(asset, key or None) or published().get(key)
 
     def is_stale(key: str) -> bool:
         said = made_from(key)
@@ -75,17 +87,19 @@ def staleness(
             for mapping, keys in inherited
         )
 
-    def is_redefined(key: str) -> bool:
-        said = made_from(key)
-        if catalog.is_raw(asset):
-            # Version 0.1 does not say what it has read.
-            says = said is not None and "definition" in said
-            return says and said != current_provenance(store, asset, key, on_disk)
-        return catalog.redefines(asset, said)
+    found = set[str]()
+    for key in sorted(present):
+        if catalog.previous(asset, key or None) in found or is_stale(key):
+            found.add(key)
+    return frozenset(found)
 
-    redefined = frozenset(key for key in present if is_redefined(key))
-    stale = frozenset(key for key in present if key in redefined or is_stale(key))
-    return Staleness(stale, redefined)
+
+def _sources(
+    store: OfflineStore, instance: dg.DagsterInstance, asset: str
+) -> Callable[[str], Mapping[str, str] | None]:
+    """What a partition of an asset was made from, by its file or by Dagster's record."""
+    published = cache(lambda: published_provenance(instance, dg.AssetKey(asset)))
+    return lambda key: store.made_from(asset, key or None) or published().get(key)
 
 
 def published_provenance(

@@ -5,7 +5,7 @@ of a connection of its own. The state is neither read nor written.
 """
 
 import datetime as dt
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -175,25 +175,6 @@ def too_short(calendar: Calendar, now: dt.datetime) -> list[str]:
         for name, first, keys in calendar.outlook(now)
         if not keys
     ]
-
-
-def not_made(calendar: Calendar, now: dt.datetime, without: Collection[str]) -> list[str]:
-    """What a backfill does not make, and why.
-
-    Args:
-        calendar: Where partitions lie.
-        now: Decides which partitions exist.
-        without: Scored cutoffs without anybody to learn from.
-    """
-    said = too_short(calendar, now)
-    if without:
-        said.append(
-            f"models of {min(without)} to {max(without)}: none, nobody was active in the "
-            f"{calendar.lookback_days} days before any of their training cutoffs. If data begins "
-            f"later than CHURN_START ({calendar.start}), set it to the first day; `churn inspect` "
-            "shows it."
-        )
-    return said
 
 
 def _calendar(settings: Settings, chosen: Mapping[str, str]) -> Calendar:

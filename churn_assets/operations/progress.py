@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from churn_assets.cutoffs import utc_now
-from churn_assets.operations.backfill import Batch
+from churn_assets.operations.plans import Batch
 
 if TYPE_CHECKING:
     from rich.console import Console

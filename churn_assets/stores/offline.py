@@ -310,7 +310,8 @@ class OfflineStore:
                 f"KV_METADATA {{{footer}}})"
             )
             rows = row_count(path)
-            self._refuse_shrinking(table, key, target, rows)
+            if self._is_read_as_before(table, key, provenance):
+                self._refuse_shrinking(table, key, target, rows)
             target.parent.mkdir(parents=True, exist_ok=True)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -332,6 +333,13 @@ class OfflineStore:
                 f"{table.name}: the query gave {stray[1]} rows of partition {stray[0]}, which is "
                 f"not among the partitions being written ({keys[0]} … {keys[-1]})."
             )
+
+    def _is_read_as_before(
+        self, table: Table, key: str | None, provenance: Mapping[str, str]
+    ) -> bool:
+        """Whether fewer rows than before can only be the source's doing."""
+        before = self.made_from(table.name, key) or {}
+        return all(before.get(name, value) == value for name, value in provenance.items())
 
     def _refuse_shrinking(self, table: Table, key: str | None, target: Path, rows: int) -> None:
         if not table.refuse_shrinking or self.allow_shrink or not self.has(table, key):

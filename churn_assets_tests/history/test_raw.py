@@ -27,9 +27,10 @@ from churn_assets.definitions import build_definitions
 from churn_assets.history import quarantine, raw, values
 from churn_assets.history.findings import Findings
 from churn_assets.history.rollups import ROLLUPS
-from churn_assets.operations.backfill import BackfillFailed, Batch, run_batch
+from churn_assets.operations.backfill import BackfillFailed, run_batch
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.jobs import RANGE_END, RANGE_START, STAGES
+from churn_assets.operations.plans import Batch
 from churn_assets.settings import Settings
 from churn_assets.sources import tables
 from churn_assets.sources.files import Files

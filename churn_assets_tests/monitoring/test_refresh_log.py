@@ -14,8 +14,9 @@ import dagster as dg
 import pytest
 
 from churn_assets.monitoring.refresh_log import refresh_log
-from churn_assets.operations.backfill import Batch, run_batch
+from churn_assets.operations.backfill import run_batch
 from churn_assets.operations.jobs import RANGE_END, RANGE_START, Stage
+from churn_assets.operations.plans import Batch
 
 DAYS = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-10")
 KEYS = ["2026-01-02", "2026-01-03", "2026-01-04"]

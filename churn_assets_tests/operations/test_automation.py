@@ -13,10 +13,10 @@ import pytest
 from churn_assets.cutoffs import Cadence
 from churn_assets.definitions import build_definitions
 from churn_assets.models.kinds import ESTIMATORS
-from churn_assets.monitoring.inventory import present_partitions
-from churn_assets.operations.backfill import plan_stage, run_batch, stages
+from churn_assets.operations.backfill import run_batch
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
+from churn_assets.operations.plans import backfill_batches, stages
 from churn_assets.settings import Settings
 from churn_assets_tests.conftest import make_settings
 
@@ -90,15 +90,10 @@ class Clock:
     def backfill(self, settings: Settings, now: dt.datetime) -> None:
         """What a person did before the automation was switched on."""
         store = offline_store(settings)
-        for stage in stages(()):
-            for batch in plan_stage(
-                stage,
-                self.defs,
-                settings.calendar(),
-                lambda asset: present_partitions(self.defs, store, self.instance, asset),
-                now,
-            ):
-                run_batch(batch, self.defs, self.instance, lambda step, what: None)
+        for batch in backfill_batches(
+            stages(()), self.defs, store, settings.calendar(), self.instance, now
+        ):
+            run_batch(batch, self.defs, self.instance, lambda step, what: None)
 
     def present(self, now: dt.datetime) -> dict[str, tuple[set[str], set[str]]]:
         """Per partitioned asset, what exists and what was materialized."""

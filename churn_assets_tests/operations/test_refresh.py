@@ -20,9 +20,9 @@ from churn_assets.models.artefacts import ModelStore
 from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.monitoring.inventory import AssetInventory, inventory
 from churn_assets.online.server import stop
-from churn_assets.operations.backfill import plan_refresh
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.jobs import RANGE_END, RANGE_START, STAGES
+from churn_assets.operations.plans import plan_refresh
 from churn_assets.settings import Settings
 from churn_assets.stores.parquet import file_digest
 from churn_assets_tests.conftest import make_settings, review_texts

@@ -1,0 +1,94 @@
+"""What a change of settings or code redefined, and what of it has to be made before something else.
+
+A redefined partition (`monitoring.staleness`) is refused by whatever would be made from it, so it
+is made first where something missing needs it. The others are left until somebody asks for them.
+Footers and records are read here, no content, so it costs little however long history is.
+"""
+
+import datetime as dt
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from churn_assets.cutoffs import Calendar
+from churn_assets.monitoring.inventory import held_back_partitions, present_partitions, with_catalog
+from churn_assets.monitoring.staleness import WHOLE, redefined
+from churn_assets.stores.catalog import Catalog
+from churn_assets.stores.offline import OfflineStore
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is, by asset in the order of the data.
+
+    Args:
+        catalog: What is declared of the assets.
+        present: The partitions that are there.
+        redefined: Those of them that are redefined.
+        held_back: The raw slices that are held back: their source may be mended.
+    """
+
+    catalog: Catalog
+    present: Mapping[str, Collection[str]]
+    redefined: Mapping[str, Collection[str]]
+    held_back: Mapping[str, Collection[str]]
+
+
+def survey(
+    defs: dg.Definitions,
+    store: OfflineStore,
+    calendar: Calendar,
+    instance: dg.DagsterInstance,
+    now: dt.datetime,
+) -> Survey:
+    """What there is of every asset that exists at `now`."""
+    store = with_catalog(store, defs, calendar)
+    assert store.catalog is not None
+    catalog, graph = store.catalog(), defs.resolve_asset_graph()
+    present, other, held = dict[str, set[str]](), dict[str, Collection[str]](), {}
+    for asset in graph.toposorted_asset_keys:
+        if asset not in graph.materializable_asset_keys:
+            continue
+        name, definition = asset.path[-1], graph.get(asset).partitions_def
+        keys = present_partitions(defs, store, instance, asset)
+        if isinstance(definition, dg.TimeWindowPartitionsDefinition):
+            keys &= set(calendar.keys(definition, now))
+        present[name] = keys
+        other[name] = redefined(store, instance, name, keys)
+        raw = catalog.is_raw(name)
+        held[name] = held_back_partitions(store, store.tables[name], keys) if raw else frozenset()
+    return Survey(catalog, present, other, held)
+
+
+def made_first(found: Survey, targets: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
+    """What is present and has to be made again before `targets` are made, by asset.
+
+    That is what they are made from and is redefined or held back, and what lies between that and
+    them.
+
+    Args:
+        found: What there is.
+        targets: The partitions to be made, by asset.
+    """
+    starts = {n: {*found.redefined[n], *found.held_back[n]} for n in found.present}
+    if not any(starts.values()):
+        return {}
+
+    def there(asset: str) -> Sequence[str | None]:
+        return [key or None for key in sorted(found.present.get(asset, ()))]
+
+    def upstream(asset: str, key: str) -> list[tuple[str, str]]:
+        return [(n, k or WHOLE) for n, k in found.catalog.upstream(asset, key or None, there)]
+
+    needed = {asset: set(targets.get(asset, ())) for asset in found.present}
+    for asset in reversed(needed):
+        for key in needed[asset]:
+            for before, before_key in upstream(asset, key):
+                needed[before].add(before_key)
+    again: dict[str, set[str]] = {asset: set() for asset in needed}
+    for asset in needed:
+        for key in needed[asset] & set(found.present[asset]):
+            if key in starts[asset] or any(k in again[n] for n, k in upstream(asset, key)):
+                again[asset].add(key)
+    return {asset: keys for asset, keys in again.items() if keys}

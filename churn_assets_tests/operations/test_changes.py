@@ -1,0 +1,210 @@
+"""Prevents: a state that goes on after a setting changed as if it had always been so.
+
+One small state is made once. Each test copies it, changes something, runs the commands that the
+messages name, and compares every row with a state that was made with that setting from the start.
+"""
+
+import datetime as dt
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from churn_assets.definitions import build_definitions
+from churn_assets.models.kinds import ESTIMATORS
+from churn_assets.monitoring.inventory import AssetInventory, inventory, with_catalog
+from churn_assets.online.server import stop
+from churn_assets.operations import remarks
+from churn_assets.operations.backfill import run_batch
+from churn_assets.operations.installation import offline_store
+from churn_assets.operations.instance import DAGSTER_YAML
+from churn_assets.operations.plans import Batch, backfill_batches, refresh_batches, stages
+from churn_assets.stores.offline import OtherDefinitions
+from churn_assets_tests.conftest import evaluate_quickly, make_settings
+
+NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+# Five cutoffs with features, four with labels, two with models; the last slice is half.
+BASE: dict[str, Any] = {
+    "source": "synthetic",
+    "synthetic_customers": 80,
+    "start": dt.date(2025, 1, 10),
+    "end": dt.datetime(2025, 8, 20, tzinfo=dt.UTC),
+    "lookback_days": 60,
+    "training_cutoffs": 3,
+}
+# When it was made, and what it is made from; not what it is.
+NOT_COMPARED = {"asset_inventory"}
+
+
+class State:
+    """A state folder under some settings, and what commands do to it."""
+
+    def __init__(self, home: Path, **changed: Any) -> None:
+        self.settings = make_settings(home.parent, home=home, **(BASE | changed))
+        self.calendar = self.settings.calendar()
+        self.defs = build_definitions(self.settings)
+        self.store = with_catalog(offline_store(self.settings), self.defs, self.calendar)
+        self.settings.dagster_home.mkdir(parents=True, exist_ok=True)
+        shutil.copy(DAGSTER_YAML, self.settings.dagster_home)
+        self.instance = dg.DagsterInstance.from_config(str(self.settings.dagster_home))
+
+    def copy(self, home: Path, **changed: Any) -> "State":
+        shutil.copytree(
+            self.settings.home, home, ignore=shutil.ignore_patterns("online_store", "*.lock")
+        )
+        return State(home, **changed)
+
+    def _run(self, batches: Iterator[Batch]) -> list[tuple[str, str]]:
+        made = []
+        for batch in batches:
+            run_batch(batch, self.defs, self.instance, lambda step, what: None)
+            made += [(a.path[-1], key) for a in batch.assets for key in batch.keys or [""]]
+        return made
+
+    def backfill(self, *names: str, now: dt.datetime = NOW) -> list[tuple[str, str]]:
+        """`churn backfill`, and what it made."""
+        return self._run(
+            backfill_batches(
+                stages(names), self.defs, self.store, self.calendar, self.instance, now
+            )
+        )
+
+    def refresh(self) -> list[tuple[str, str]]:
+        """`churn backfill --stale`, and what it made."""
+        return self._run(refresh_batches(self.defs, self.store, self.calendar, self.instance, NOW))
+
+    def inventory(self, now: dt.datetime = NOW) -> dict[str, AssetInventory]:
+        rows = inventory(self.defs, self.store, self.calendar, self.instance, now)
+        return {row.asset.path[-1]: row for row in rows}
+
+    def stale(self) -> dict[str, frozenset[str]]:
+        return {name: row.stale for name, row in self.inventory().items() if row.stale}
+
+    def rows(self) -> dict[tuple[str, str | None], pa.Table]:
+        """Every partition that belongs to history, without what only its file says."""
+        found = {}
+        for name, table in self.store.tables.items():
+            if name in NOT_COMPARED:
+                continue
+            for key in self.store.present(name):
+                rows = pq.read_table(self.store.path(table, key), partitioning=None)
+                found[name, key] = rows.replace_schema_metadata(None)
+        return found
+
+
+def assert_equal(state: State, expected: State) -> None:
+    """Every row and type of two states."""
+    ours, theirs = state.rows(), expected.rows()
+    assert ours.keys() == theirs.keys()
+    different = [target for target in ours if not ours[target].equals(theirs[target])]
+    assert not different
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        evaluate_quickly(patch)
+        # What becomes stale does not depend on how many kinds of model there are.
+        patch.setattr("churn_assets.definitions.ESTIMATORS", ESTIMATORS[:1])
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
+    state = State(tmp_path_factory.mktemp("base") / "state")
+    state.backfill()
+    yield state
+    stop(state.settings.home)
+
+
+@pytest.fixture
+def states(tmp_path: Path) -> Iterator[list[State]]:
+    """States whose servers are stopped in the end."""
+    made: list[State] = []
+    yield made
+    for state in made:
+        stop(state.settings.home)
+
+
+ROLLUPS = {"daily_activity", "daily_orders", "daily_products", "scored_reviews"}
+RAW = {"raw_events", "raw_customers", "raw_reviews", "raw_satisfaction", "quarantined_rows"}
+MODELS = {"logistic_regression_model", "champion_model", "churn_predictions", "online_features"}
+AFTER_MODELS = {"drift_report", "realised_performance", "walk_forward_report"}
+AFTER_LABELS = {"churn_labels", "satisfaction_churn_labels", "training_dataset", *MODELS}
+
+# What changes, and which assets may then have stale partitions.
+CHANGES: dict[str, tuple[dict[str, Any], set[str] | None]] = {
+    "horizon": ({"horizon_days": 14}, {*AFTER_LABELS, *AFTER_MODELS}),
+    "lookback": ({"lookback_days": 45}, None),
+    "training cutoffs": ({"training_cutoffs": 1}, {*MODELS, *AFTER_MODELS}),
+    "economics": (
+        {"customer_value": 20.0, "contact_cost": 9.0},
+        {"churn_predictions", "online_features", *AFTER_MODELS},
+    ),
+    "later end": ({"end": dt.datetime(2025, 9, 10, tzinfo=dt.UTC)}, None),
+    "earlier end": ({"end": dt.datetime(2025, 7, 20, tzinfo=dt.UTC)}, None),
+    "later start in the slice": ({"start": dt.date(2025, 1, 20)}, None),
+    "earlier start": ({"start": dt.date(2024, 12, 20)}, None),
+    "later start": ({"start": dt.date(2025, 2, 5)}, None),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_ends_in_the_state_that_it_would_have_been_from_the_start(
+    base: State, states: list[State], tmp_path: Path, change: str
+) -> None:
+    changed, expected = CHANGES[change]
+    state = base.copy(tmp_path / "changed", **changed)
+    fresh = State(tmp_path / "fresh", **changed)
+    states += [state, fresh]
+
+    stale = state.stale()
+    if expected is not None:
+        assert set(stale) <= expected
+    # Nothing is silent: either something is missing or stale, and the message says what to run.
+    said = " ".join(remarks.of_status(list(state.inventory().values())))
+    assert "churn backfill --stale" in said or not stale
+
+    state.backfill()
+    state.refresh()
+    assert state.stale() == {}
+    fresh.backfill()
+    assert_equal(state, fresh)
+    assert state.backfill() == []
+
+
+def test_nothing_is_made_from_two_definitions(
+    base: State, states: list[State], tmp_path: Path
+) -> None:
+    """Issue: a new cutoff and a changed horizon gave a model of labels of both."""
+    state = base.copy(tmp_path / "state", horizon_days=14)
+    states.append(state)
+    table = state.store.tables["training_dataset"]
+    with pytest.raises(OtherDefinitions, match="churn backfill --stale"):
+        state.store.scan(table, ["2025-05-01"])
+
+    later = State(tmp_path / "state", horizon_days=14, end=dt.datetime(2025, 9, 10, tzinfo=dt.UTC))
+    made = later.backfill()
+    assert ("logistic_regression_model", "2025-09-01") in made
+    # First what the new model needs, and no more.
+    assert ("training_dataset", "2025-06-01") in made
+    assert ("training_dataset", "2025-04-01") not in made
+    for name, row in later.inventory().items():
+        newest = max(row.present, default="")
+        assert newest not in row.redefined, name
+
+
+def test_a_slice_that_was_half_is_read_again(
+    base: State, states: list[State], tmp_path: Path
+) -> None:
+    later = base.copy(tmp_path / "state", end=dt.datetime(2025, 9, 10, tzinfo=dt.UTC))
+    states.append(later)
+    half = later.inventory()["raw_events"]
+    assert half.redefined == {"2025-08-01"}
+    assert ("raw_events", "2025-08-01") in later.backfill("ingest")
+    assert not later.inventory()["raw_events"].stale
