@@ -87,6 +87,7 @@ def backfill(
     from churn_assets.monitoring.inventory import inventory
     from churn_assets.operations import plans, remarks
     from churn_assets.operations.backfill import BackfillFailed, run_batch
+    from churn_assets.operations.forgetting import forget_what_is_to_come
     from churn_assets.operations.installation import offline_store
     from churn_assets.operations.instance import dagster_instance
     from churn_assets.operations.progress import shown_progress
@@ -107,6 +108,7 @@ def backfill(
     )
     console = terminal()
     with dagster_instance(settings) as instance:
+        forget_what_is_to_come(defs, store, calendar, instance, now)
         made = 0
         batches = (
             plans.refresh_batches(defs, store, calendar, instance, now)

@@ -82,7 +82,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             *sync.checks(groups, calendar, store),
         ],
         jobs=jobs.jobs(assets),
-        schedules=[automation.ingestion_schedule(calendar, raw_assets)],
+        schedules=[automation.ingestion_schedule(calendar, store, raw_assets, lambda: definitions)],
         sensors=[
             automation.condition_sensor(),
             alerts.sensor(

@@ -154,7 +154,7 @@ def inventory(
                 stale_by_name[name],
                 redefined(store, instance, name, present),
                 held_back_partitions(store, table, present) if table else frozenset(),
-                frozenset({*there, *(store.foreign(table) if table else ())} - {*existing}),
+                frozenset({*there, *store.on_disk(name)} - {*existing}),
             )
         )
     return rows

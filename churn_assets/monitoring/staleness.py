@@ -50,6 +50,21 @@ def redefined(
     return frozenset(filter(is_redefined, present))
 
 
+def read_otherwise(store: OfflineStore, asset: str, present: Collection[str]) -> frozenset[str]:
+    """Which of the present slices of a raw table hold something else of the source than they would.
+
+    A slice that was read before it was over, or one that CHURN_START or CHURN_END cut otherwise.
+    Version 0.1 does not say what it has read.
+    """
+
+    def differs(key: str) -> bool:
+        said = store.made_from(asset, key) or {}
+        now = current_provenance(store, asset, key)
+        return "definition" in said and said["inputs"] != now["inputs"]
+
+    return frozenset(filter(differs, present))
+
+
 def stale(
     store: OfflineStore,
     instance: dg.DagsterInstance,

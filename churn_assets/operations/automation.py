@@ -1,6 +1,7 @@
 """How the graph runs itself: a schedule brings raw slices in, conditions do everything after that.
 
-When a period ends, the schedule ingests every slice that is missing. From there each asset waits
+When a period ends, the schedule ingests every slice that is missing, and again those that were read
+before they were over or are held back. From there each asset waits
 for what it depends on: rollups, then features of the new cutoff, labels and training data of the
 cutoff that has just matured, then models, predictions and the online sync. Each partition is
 requested once; one that failed is left for a person to look at. The inventory is taken every hour.
@@ -9,11 +10,17 @@ History from before the automation was switched on is not requested: `churn back
 from the UI makes it.
 """
 
+import datetime as dt
+from collections.abc import Callable
+
 import dagster as dg
 
-from churn_assets.cutoffs import Calendar
+from churn_assets.cutoffs import Calendar, utc_now
+from churn_assets.monitoring.inventory import held_back_partitions
+from churn_assets.monitoring.staleness import read_otherwise
+from churn_assets.operations.forgetting import forget_what_is_to_come
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
-from churn_assets.sources.tables import EVENTS
+from churn_assets.stores.offline import OfflineStore
 
 # Minutes after midnight UTC: late rows of the last day have arrived, people are still asleep.
 INGEST_CRON = "30 2 * * *"
@@ -60,10 +67,43 @@ def with_conditions(assets: list[dg.AssetsDefinition]) -> list[dg.AssetsDefiniti
     return [dg.map_asset_specs(automate, [asset])[0] for asset in assets]
 
 
+def slices_to_read(
+    store: OfflineStore, calendar: Calendar, instance: dg.DagsterInstance, now: dt.datetime
+) -> list[str]:
+    """The slices that have ended and are to be read, in order.
+
+    Those of which a raw table is missing, those of which something else was read than belongs to
+    them, such as half of one, and those that are held back, because their source may be mended.
+    """
+    assert store.catalog is not None
+    ended = set(calendar.keys(calendar.slices, now))
+    wanted = set[str]()
+    for name in filter(store.catalog().is_raw, store.tables):
+        table = store.tables[name]
+        recorded = instance.get_materialized_partitions(dg.AssetKey(name))
+        have = {key for key in ended & set(recorded) if store.has(table, key)}
+        wanted |= ended - have
+        wanted |= read_otherwise(store, name, have)
+        wanted |= held_back_partitions(store, table, have)
+    return sorted(wanted)
+
+
 def ingestion_schedule(
-    calendar: Calendar, raw_assets: list[dg.AssetsDefinition]
+    calendar: Calendar,
+    store: OfflineStore,
+    raw_assets: list[dg.AssetsDefinition],
+    definitions: Callable[[], dg.Definitions],
+    clock: Callable[[], dt.datetime] = utc_now,
 ) -> dg.ScheduleDefinition:
-    """Requests every slice that has ended and is missing, contiguous ones in one run."""
+    """Requests every slice that has ended and is to be read, contiguous ones in one run.
+
+    Args:
+        calendar: Where partitions lie.
+        store: Where files are.
+        raw_assets: What it requests.
+        definitions: Gives the code location, which the schedule is part of.
+        clock: Tells what is still to come; a tick may be evaluated later than it was due.
+    """
     selection = [key for asset in raw_assets for key in asset.keys]
 
     @dg.schedule(
@@ -72,16 +112,16 @@ def ingestion_schedule(
         target=dg.AssetSelection.assets(*selection),
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Ingests every slice that has ended and is missing.",
+        description="Ingests every slice that has ended and is missing, half or held back.",
     )
     def ingest_missing_slices(
         context: dg.ScheduleEvaluationContext,
     ) -> list[dg.RunRequest] | dg.SkipReason:
-        now = context.scheduled_execution_time
-        present = set(context.instance.get_materialized_partitions(dg.AssetKey(EVENTS.table.name)))
-        ended = calendar.keys(calendar.slices, now)
-        missing = [key for key in ended if key not in present]
+        now, instance = context.scheduled_execution_time, context.instance
+        forget_what_is_to_come(definitions(), store, calendar, instance, clock())
+        missing = slices_to_read(store, calendar, instance, now)
         if not missing:
+            ended = calendar.keys(calendar.slices, now)
             return dg.SkipReason(f"Every slice up to {ended[-1] if ended else 'now'} is present.")
         return [
             dg.RunRequest(

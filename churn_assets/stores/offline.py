@@ -168,19 +168,19 @@ class OfflineStore:
 
     def keys(self, table: Table) -> list[str]:
         """The partition keys that are present and belong to history, in order."""
-        return [key for key in self._on_disk(table) if self.belongs(table.name, key)]
-
-    def foreign(self, table: Table) -> list[str]:
-        """The partition keys that are present and lie outside history, as START and END have it."""
-        return [key for key in self._on_disk(table) if not self.belongs(table.name, key)]
+        return [key for key in self.on_disk(table.name) if self.belongs(table.name, key)]
 
     def belongs(self, asset: str, key: str) -> bool:
         """Whether a partition of an asset is one of history."""
         return self.catalog is None or self.catalog().belongs(asset, key)
 
-    def _on_disk(self, table: Table) -> list[str]:
+    def on_disk(self, asset: str) -> list[str]:
+        """The partition keys of an asset that are present, whatever they belong to, in order."""
+        table = self.tables.get(asset)
+        if table is None:
+            return ArtefactStore(self.home).cutoffs(asset)
         pattern = f"{table.partitioned_by}=*/part-0.parquet"
-        return sorted(p.parent.name.split("=")[1] for p in (self.root / table.name).glob(pattern))
+        return sorted(p.parent.name.split("=")[1] for p in (self.root / asset).glob(pattern))
 
     def has(self, table: Table, key: str | None) -> bool:
         """Whether a partition has a file that can be read; a warning names one that cannot."""
@@ -372,8 +372,4 @@ class OfflineStore:
         """
         if self.content(asset, None).exists():
             return [None]
-        table = self.tables.get(asset)
-        if table is not None:
-            return [*self.keys(table)]
-        cutoffs = ArtefactStore(self.home).cutoffs(asset)
-        return [key for key in cutoffs if self.belongs(asset, key)]
+        return [key for key in self.on_disk(asset) if self.belongs(asset, key)]

@@ -1,0 +1,114 @@
+"""Forgetting partitions: files, models, verdicts, and Dagster's record that they were made.
+
+Only partitions that do not exist are forgotten: those outside history, and those of a time that is
+still to come, which a clock that was ahead has made. A slice that was read before it began would
+count as read once it is over, so these are forgotten as soon as somebody looks.
+"""
+
+import datetime as dt
+import logging
+import shutil
+from collections.abc import Collection, Mapping
+
+import dagster as dg
+
+from churn_assets.cutoffs import Calendar
+from churn_assets.monitoring.inventory import with_catalog
+from churn_assets.stores.artefacts import ArtefactStore
+from churn_assets.stores.catalog import RAW
+from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.verdicts import verdict_path
+
+log = logging.getLogger(__name__)
+
+
+def foreign_partitions(
+    defs: dg.Definitions,
+    store: OfflineStore,
+    calendar: Calendar,
+    instance: dg.DagsterInstance,
+    now: dt.datetime,
+) -> dict[str, set[str]]:
+    """The partitions that are there, on disk or in Dagster's record, and do not exist at `now`."""
+    store = with_catalog(store, defs, calendar)
+    assert store.catalog is not None
+    found = {}
+    for name, spec in store.catalog().specs.items():
+        definition = spec.partitions_def
+        if not isinstance(definition, dg.TimeWindowPartitionsDefinition):
+            continue
+        there = {*instance.get_materialized_partitions(spec.key), *store.on_disk(name)}
+        if other := there - set(calendar.keys(definition, now)):
+            found[name] = other
+    return found
+
+
+def forget(
+    store: OfflineStore, instance: dg.DagsterInstance, partitions: Mapping[str, Collection[str]]
+) -> None:
+    """Remove partitions, by asset: what is on disk first, so that a killed call can be repeated."""
+    for name, keys in partitions.items():
+        table = store.tables.get(name)
+        for key in sorted(keys):
+            if table is not None:
+                shutil.rmtree(store.path(table, key).parent, ignore_errors=True)
+                verdict_path(store.home, name, key).unlink(missing_ok=True)
+            shutil.rmtree(ArtefactStore(store.home).folder(name, key), ignore_errors=True)
+        _forget_records(instance, dg.AssetKey(name), sorted(keys))
+
+
+def forget_what_is_to_come(
+    defs: dg.Definitions,
+    store: OfflineStore,
+    calendar: Calendar,
+    instance: dg.DagsterInstance,
+    now: dt.datetime,
+) -> dict[str, set[str]]:
+    """Forget everything that was made while a clock was ahead, and give it, by asset.
+
+    That a clock was ahead shows in slices that are not over yet. What else does not exist may do so
+    because a setting changed, and stays.
+    """
+    if calendar.end is not None:
+        return {}
+    store = with_catalog(store, defs, calendar)
+    assert store.catalog is not None
+    catalog = store.catalog()
+    found = {
+        name: later
+        for name, keys in foreign_partitions(defs, store, calendar, instance, now).items()
+        if (later := {key for key in keys if catalog.belongs(name, key)})
+    }
+    if not any(catalog.specs[name].group_name == RAW for name in found):
+        return {}
+    log.warning(
+        "%s partitions were made for a time that is still to come, by a clock that was ahead: they "
+        "are removed. The first is %s of %s.",
+        sum(map(len, found.values())),
+        *min((min(keys), name) for name, keys in found.items()),
+    )
+    forget(store, instance, found)
+    return found
+
+
+def _forget_records(instance: dg.DagsterInstance, asset: dg.AssetKey, keys: list[str]) -> None:
+    """Dagster's own storage can wipe whole assets only, so the rows of its index are deleted here.
+
+    The log of the run that made a partition stays what it was.
+    """
+    from dagster._core.storage.event_log.schema import (
+        AssetCheckExecutionsTable,
+        SqlEventLogStorageTable,
+    )
+    from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
+
+    storage = instance.event_log_storage
+    assert isinstance(storage, SqlEventLogStorage)
+    with storage.index_transaction() as connection:
+        for table in (SqlEventLogStorageTable, AssetCheckExecutionsTable):
+            connection.execute(
+                table.delete().where(
+                    table.c.asset_key == asset.to_string(), table.c.partition.in_(keys)
+                )
+            )
+    storage.wipe_asset_cached_status(asset)
