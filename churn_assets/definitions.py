@@ -26,7 +26,14 @@ from churn_assets.monitoring import (
 )
 from churn_assets.online import sync
 from churn_assets.online.io_manager import OnlineIOManager
-from churn_assets.operations import annotations, automation, contract_checks, jobs, lineage
+from churn_assets.operations import (
+    annotations,
+    automation,
+    contract_checks,
+    jobs,
+    lineage,
+    remaking,
+)
 from churn_assets.operations.installation import offline_store
 from churn_assets.predictions import churn_predictions
 from churn_assets.settings import Settings
@@ -85,6 +92,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         schedules=[automation.ingestion_schedule(calendar, store, raw_assets, lambda: definitions)],
         sensors=[
             automation.condition_sensor(),
+            remaking.sensor(lambda: definitions, store, calendar),
             alerts.sensor(
                 lambda: definitions,
                 store,

@@ -161,7 +161,7 @@ def plan_stage(
             or key in repeated
             if not (key in without and _is_scored(calendar, definition))
         ]
-    batches = _batches(stage, calendar, needed)
+    batches = ranges(stage, calendar, needed)
     unpartitioned = {key for key in selected if not graph.get(key).is_partitioned}
     missing = any(not present(asset) for asset in unpartitioned)
     if unpartitioned and (batches or missing or stage.on_demand):
@@ -185,7 +185,7 @@ def plan_refresh(
     stale = {row.asset: row.stale for row in rows if row.asset in selected and row.stale}
     whole = tuple(sorted(asset for asset in stale if not graph.get(asset).is_partitioned))
     needed = {asset: keys for asset, keys in stale.items() if asset not in whole}
-    return _batches(stage, calendar, needed) + ([Batch(stage, whole, ())] if whole else [])
+    return ranges(stage, calendar, needed) + ([Batch(stage, whole, ())] if whole else [])
 
 
 def backfill_batches(
@@ -223,7 +223,9 @@ def backfill_batches(
     for batch in [batch for stage in stages for batch in planned(stage, {})]:
         for asset in batch.assets:
             targets[asset.path[-1]] |= set(batch.keys or [WHOLE])
-    again = made_first(survey(defs, store, calendar, instance, now), targets)
+    found = survey(defs, store, calendar, instance, now)
+    starts = {n: {*found.redefined[n], *found.held_back[n]} for n in found.present}
+    again = made_first(found, starts, targets)
     for stage in stages:
         yield from planned(stage, again)
 
@@ -246,7 +248,7 @@ def refresh_batches(
             rows = inventory(defs, store, calendar, instance, now)  # these made more stale
 
 
-def _batches(
+def ranges(
     stage: Stage, calendar: Calendar, needed: Mapping[dg.AssetKey, Collection[str]]
 ) -> list[Batch]:
     """Runs of contiguous partitions that need the same assets, in the order of partitions.

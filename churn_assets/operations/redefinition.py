@@ -61,17 +61,16 @@ def survey(
     return Survey(catalog, present, other, held)
 
 
-def made_first(found: Survey, targets: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
-    """What is present and has to be made again before `targets` are made, by asset.
-
-    That is what they are made from and is redefined or held back, and what lies between that and
-    them.
+def made_first(
+    found: Survey, starts: Mapping[str, Collection[str]], targets: Mapping[str, Collection[str]]
+) -> dict[str, set[str]]:
+    """Of what is present, all that lies on a way from `starts` to `targets`, by asset.
 
     Args:
         found: What there is.
-        targets: The partitions to be made, by asset.
+        starts: What is not to be used as it is, by asset.
+        targets: The partitions to be made, by asset; one that is present counts as on its way.
     """
-    starts = {n: {*found.redefined[n], *found.held_back[n]} for n in found.present}
     if not any(starts.values()):
         return {}
 
@@ -89,6 +88,6 @@ def made_first(found: Survey, targets: Mapping[str, Collection[str]]) -> dict[st
     again: dict[str, set[str]] = {asset: set() for asset in needed}
     for asset in needed:
         for key in needed[asset] & set(found.present[asset]):
-            if key in starts[asset] or any(k in again[n] for n, k in upstream(asset, key)):
+            if key in starts.get(asset, ()) or any(k in again[n] for n, k in upstream(asset, key)):
                 again[asset].add(key)
     return {asset: keys for asset, keys in again.items() if keys}

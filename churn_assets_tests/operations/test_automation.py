@@ -13,6 +13,8 @@ import pytest
 from churn_assets.cutoffs import Cadence
 from churn_assets.definitions import build_definitions
 from churn_assets.models.kinds import ESTIMATORS
+from churn_assets.monitoring.inventory import AssetInventory, inventory, with_catalog
+from churn_assets.operations import remaking
 from churn_assets.operations.backfill import run_batch
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
@@ -28,10 +30,15 @@ class Clock:
     """A deployment in simulated time: its schedule, its sensor, and a log of what was requested."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
-        self.defs = build_definitions(settings)
+        self.use(settings)
         self.instance = dg.DagsterInstance.local_temp(str(folder))
-        self.cursor: Any = None
         self.requested: list[tuple[str, str]] = []
+
+    def use(self, settings: Settings) -> None:
+        """Deploy the code location with settings, as a restart does."""
+        self.defs, self.calendar = build_definitions(settings), settings.calendar()
+        self.store = with_catalog(offline_store(settings), self.defs, self.calendar)
+        self.cursor: Any = None
 
     def run(self, assets: list[dg.AssetKey], keys: list[str]) -> None:
         tags = {RANGE_START: keys[0], RANGE_END: keys[-1]} if keys else {}
@@ -86,6 +93,29 @@ class Clock:
             if not self.sense(now):
                 return
         raise AssertionError(f"The sensor never fell silent on {now}.")
+
+    def remake(self, now: dt.datetime) -> None:
+        """The sensor of what a change redefined, until it has nothing to ask for."""
+        sensor = remaking.sensor(lambda: self.defs, self.store, self.calendar, lambda: now)
+        for _ in range(MOST_TICKS):
+            with dg.build_sensor_context(
+                instance=self.instance, repository_def=self.defs.get_repository_def()
+            ) as context:
+                requests = sensor.evaluate_tick(context).run_requests or []
+            for request in requests:
+                self.defs.resolve_implicit_global_asset_job_def().execute_in_process(
+                    instance=self.instance,
+                    asset_selection=list(request.asset_selection or []),
+                    tags=request.tags,
+                )
+            if not requests:
+                return
+            self.settle(now)
+        raise AssertionError(f"The sensor never fell silent on {now}.")
+
+    def inventory(self, settings: Settings, now: dt.datetime) -> dict[str, AssetInventory]:
+        rows = inventory(self.defs, self.store, settings.calendar(), self.instance, now)
+        return {row.asset.path[-1]: row for row in rows}
 
     def backfill(self, settings: Settings, now: dt.datetime) -> None:
         """What a person did before the automation was switched on."""
@@ -175,3 +205,42 @@ def test_history_waits_for_a_person(tmp_path: Path) -> None:
     assert clock.requested == []  # of all that is partitioned
     (made,) = clock.instance.fetch_materializations(dg.AssetKey("feature_registry"), 10).records
     assert made
+
+
+@pytest.mark.usefixtures("quick_evaluation")
+def test_a_changed_horizon_is_followed_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deployed between two cutoffs, by a daemon's work alone: no mixed model in between."""
+    monkeypatch.setattr("churn_assets.definitions.ESTIMATORS", ESTIMATORS[:1])
+    before = make_settings(
+        tmp_path,
+        source="synthetic",
+        synthetic_customers=60,
+        start=dt.date(2024, 8, 1),
+        lookback_days=60,
+        training_cutoffs=2,
+    )
+    clock = Clock(before, tmp_path)
+    now = dt.datetime(2025, 3, 20, 2, 30, tzinfo=dt.UTC)
+    clock.backfill(before, now)
+
+    after = before.model_copy(update={"horizon_days": 14})
+    clock.use(after)
+    clock.advance(now)
+    clock.remake(now)
+    horizon = {
+        key: set(row.redefined) for key, row in clock.inventory(after, now).items() if row.redefined
+    }
+    newest = "2025-03-01"
+    assert all(newest not in keys for keys in horizon.values()), horizon
+    # The next cutoff comes by itself, and everything that it is served with is of one definition.
+    later = dt.datetime(2025, 4, 2, 2, 30, tzinfo=dt.UTC)
+    clock.advance(later)
+    clock.remake(later)
+    rows = clock.inventory(after, later)
+    assert "2025-04-01" in rows["online_features"].present
+    for name, row in rows.items():
+        assert "2025-04-01" not in row.redefined | row.failed, name
+    failed = clock.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
+    assert failed == []

@@ -1,0 +1,147 @@
+"""Remaking: under automation, what a change of settings or code redefined is made again by itself.
+
+Only what the newest cutoff is served with: its features, models and predictions, and the training
+data that its models learn from, stage by stage in the order of the data. Raw slices are never read
+again by it, and older history is left to `churn backfill --stale`. A run that failed is tried once
+more; then a person has to look, an alert says so, and what is live stays live.
+
+What the newest cutoff lacks because a run met other definitions is made here too: the conditions of
+`operations.automation` request each partition once.
+"""
+
+import datetime as dt
+import hashlib
+from collections.abc import Callable
+from functools import cache, partial
+
+import dagster as dg
+
+from churn_assets.cutoffs import Calendar, utc_now
+from churn_assets.monitoring.inventory import failed_partitions, outcomes
+from churn_assets.monitoring.staleness import WHOLE
+from churn_assets.operations.jobs import RANGE_END, RANGE_START
+from churn_assets.operations.plans import Batch, ranges, stages
+from churn_assets.operations.redefinition import Survey, made_first, survey
+from churn_assets.stores.offline import OfflineStore
+
+SENSOR = "remake_what_was_redefined"
+STARTED_BY = {"churn/started_by": SENSOR}
+# What a run remakes, and under which definitions: a change of them is tried anew.
+REMAKES = "churn/remakes"
+MOST_FAILURES = 2
+
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def batches_to_remake(
+    defs: dg.Definitions,
+    store: OfflineStore,
+    calendar: Calendar,
+    instance: dg.DagsterInstance,
+    now: dt.datetime,
+) -> list[tuple[Batch, str]]:
+    """The runs of the earliest stage that has something to remake, each with its tag `REMAKES`."""
+    scored = calendar.keys(calendar.scored_cutoffs, now)
+    if not scored:
+        return []
+    newest, graph = scored[-1], defs.resolve_asset_graph()
+    found = survey(defs, store, calendar, instance, now)
+    served = [
+        name
+        for name in found.present
+        if graph.get(dg.AssetKey(name)).partitions_def == calendar.scored_cutoffs
+    ]
+    starts = {n: keys for n, keys in found.redefined.items() if not found.catalog.is_raw(n)}
+    again = made_first(found, starts, {name: {newest} for name in served})
+    if not again:
+        again = _lacking(found, instance, served, newest)
+    for stage in stages(()):
+        selected = defs.resolve_job_def(stage.name).asset_layer.selected_asset_keys
+        needed = {
+            asset: again[asset.path[-1]] - {WHOLE}
+            for asset in sorted(selected)
+            if again.get(asset.path[-1], set()) - {WHOLE}
+        }
+        if batches := ranges(stage, calendar, needed):
+            return [(batch, _tag(found, batch)) for batch in batches]
+    return []
+
+
+def _lacking(
+    found: Survey, instance: dg.DagsterInstance, served: list[str], newest: str
+) -> dict[str, set[str]]:
+    """What is missing of the newest cutoff and will not be requested again: it failed, or waits.
+
+    Nothing of it is requested as long as nothing failed: it is on its way.
+    """
+    of_run = cache(partial(outcomes, instance))
+    missing = [name for name in served if newest not in found.present[name]]
+    failed = any(
+        newest in failed_partitions(instance, dg.AssetKey(name), of_run) for name in missing
+    )
+    return {name: {newest} for name in missing} if failed else {}
+
+
+def _tag(found: Survey, batch: Batch) -> str:
+    definitions = [found.catalog.definitions[asset.path[-1]] for asset in batch.assets]
+    names = [asset.path[-1] for asset in batch.assets]
+    digest = hashlib.sha256(" ".join([*names, *definitions]).encode()).hexdigest()[:8]
+    return f"{batch.label} under {digest}"
+
+
+def sensor(
+    definitions: Callable[[], dg.Definitions],
+    store: OfflineStore,
+    calendar: Calendar,
+    now: Callable[[], dt.datetime] = utc_now,
+) -> dg.SensorDefinition:
+    """Requests the runs of one stage at a time, and the next when they are over."""
+
+    @dg.sensor(
+        name=SENSOR,
+        target=dg.AssetSelection.all(),
+        minimum_interval_seconds=60,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Makes again what a change of settings or code redefined, for what is served.",
+    )
+    def remake_what_was_redefined(
+        context: dg.SensorEvaluationContext,
+    ) -> list[dg.RunRequest] | dg.SkipReason:
+        instance = context.instance
+        if instance.get_runs(dg.RunsFilter(tags=STARTED_BY, statuses=UNFINISHED), limit=1):
+            return dg.SkipReason("The runs of a stage are still going on.")
+        batches = batches_to_remake(definitions(), store, calendar, instance, now())
+        if not batches:
+            return dg.SkipReason("Everything that is served is of the present definitions.")
+        for _, tag in batches:
+            newest = instance.get_runs(dg.RunsFilter(tags={REMAKES: tag}), limit=MOST_FAILURES)
+            failed = [run for run in newest if run.status == dg.DagsterRunStatus.FAILURE]
+            if len(failed) == MOST_FAILURES:
+                return dg.SkipReason(
+                    f"{tag} failed {MOST_FAILURES} times and is left to a person: what was live "
+                    "stays live. See its run; `churn backfill --stale` makes everything again."
+                )
+        made = {
+            tag: instance.get_runs_count(dg.RunsFilter(tags={REMAKES: tag})) for _, tag in batches
+        }
+        return [
+            dg.RunRequest(
+                run_key=f"{tag}, run {made[tag] + 1}",
+                asset_selection=list(batch.assets),
+                tags={
+                    **STARTED_BY,
+                    REMAKES: tag,
+                    RANGE_START: batch.keys[0],
+                    RANGE_END: batch.keys[-1],
+                },
+            )
+            for batch, tag in batches
+        ]
+
+    return remake_what_was_redefined
