@@ -68,7 +68,7 @@ def main() -> None:
                     economics,
                     settings.seed,
                 )
-                said[complete].append(trained.holdout)
+                said[complete].append(trained.tried.probabilities)
             labels.append(read((plan.holdout,)).churned)
         aucs = {
             complete: np.mean(

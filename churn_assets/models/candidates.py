@@ -3,8 +3,10 @@
 Grain: one model per kind and scored cutoff `C`. The hold-out `H` is the newest mature cutoff. A
 model is fitted on the cutoffs that were mature at `H` (the embargo: their labels end before the
 features of `H` begin to be judged), graded on `H`, and then refitted on the cutoffs that are mature
-at `C`, `H` included; the refit is what is kept. The grade is therefore that of an earlier fit, and
-for boosting slightly flattering, because the number of rounds was chosen on `H` too.
+at `C`, `H` included; the refit is what is used. The grade is therefore that of an earlier fit, and
+for boosting slightly flattering, because the number of rounds was chosen on `H` too. The graded fit
+is kept beside the refit: as an incumbent the model is graded on a later hold-out, whose outcomes
+the refit may have seen.
 
 Models read the training dataset and no feature, label or prediction of `C` or later. Files are in
 `models.artefacts`, runs in `models.runs`.
@@ -16,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -45,9 +46,6 @@ from churn_assets.stores.retries import connections_are_retried
 from churn_assets.stores.tables import Column, sql_version
 from churn_assets.training_data.dataset import TRAINING_DATASET
 
-if TYPE_CHECKING:
-    import numpy as np
-
 MODELS = tuple(estimator.name for estimator in ESTIMATORS)
 
 
@@ -57,13 +55,13 @@ class Trained:
 
     Args:
         manifest: What it is.
-        model: The model that is kept.
-        holdout: P(churn) of the hold-out's customers by that fit.
+        model: The fit that is used.
+        tried: The earlier fit, which was graded.
     """
 
     manifest: Manifest
     model: FittedModel
-    holdout: "np.ndarray"
+    tried: Trial
 
 
 def train(
@@ -99,13 +97,15 @@ def train(
             "later, set CHURN_START to its first day; `churn inspect` shows it."
         )
     model = fit(estimator, columns, rows, seed, tried.rounds)
-    said = model.probabilities(holdout.features)
+    said = (model.probabilities(holdout.features), tried.probabilities)
     manifest = Manifest(
         model=estimator.name,
         cutoff=plan.cutoff.isoformat(),
         columns=tuple(columns),
         feature_versions={column.name: versions[column.name] for column in columns},
         training_cutoffs=tuple(day.isoformat() for day in plan.refit),
+        graded_cutoffs=tuple(day.isoformat() for day in plan.fit),
+        horizon_days=plan.horizon_days,
         holdout=plan.holdout.isoformat(),
         metrics=grade(holdout.churned, tried.probabilities, economics),
         threshold=economics.threshold,
@@ -116,11 +116,11 @@ def train(
         typical=typical_values(rows.features, columns),
         seed=seed,
         # The grade is the base rate's where the first fit fell back.
-        fallback=model.fallback or tried.fallback,
-        # By what it says: the bytes of a fitted object differ with the process that made it.
-        state=hashlib.sha256(said.tobytes()).hexdigest(),
+        fallback=model.fallback or tried.model.fallback,
+        # By what they say: the bytes of a fitted object differ with the process that made it.
+        state=hashlib.sha256(b"".join(p.tobytes() for p in said)).hexdigest(),
     )
-    return Trained(manifest, model, tried.probabilities)
+    return Trained(manifest, model, tried)
 
 
 def train_all(
@@ -130,7 +130,6 @@ def train_all(
     plans: Sequence[TrainingPlan],
     store: OfflineStore,
     economics: Economics,
-    horizon_days: int,
     seed: int,
     candidates: int = 0,
 ) -> Iterator[tuple[Trained, Evaluation, Tuning]]:
@@ -156,9 +155,9 @@ def train_all(
             trained.model,
             read(plan.fit),
             read((plan.holdout,)),
-            Trial(trained.holdout, trained.manifest.rounds),
+            trained.tried,
             economics,
-            horizon_days,
+            plan.horizon_days,
             seed,
             subject=f"{estimator.name} of {plan.cutoff}, hold-out {plan.holdout}",
         )
@@ -214,13 +213,12 @@ def assets(
                 plans,
                 store,
                 economics,
-                calendar.horizon_days,
                 seed,
                 candidates,
             )
             for key, (made, evaluation, tuned) in zip(context.partition_keys, trained, strict=True):
                 manifest = replace(made.manifest, provenance=made_from(key))
-                manifest = model_store.write(manifest, made.model, made.holdout)
+                manifest = model_store.write(manifest, made.model, made.tried)
                 with connections_are_retried():
                     run_id = tracking.record(
                         manifest,

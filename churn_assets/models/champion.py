@@ -3,7 +3,8 @@
 Grain: one decision per scored cutoff `C`, kept as JSON beside the models, and for people as table
 `champion_model` with a row per model that was graded. The incumbent is the champion of the previous
 scored cutoff, read from its decision on disk and never from a registry, so a backfill cannot meet a
-model from its future. What decides is the pure function in `models.promotion`.
+model from its future. It is graded by a fit that had not seen the outcomes of the hold-out. What
+decides is the pure function in `models.promotion`.
 """
 
 import datetime as dt
@@ -18,12 +19,13 @@ import dagster as dg
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.features import Groups, feature_versions
 from churn_assets.models import promotion
-from churn_assets.models.artefacts import FeatureMismatch, Manifest, ModelStore
+from churn_assets.models.artefacts import Manifest, ModelStore
 from churn_assets.models.candidates import MODELS
+from churn_assets.models.estimators import Rows
 from churn_assets.models.metrics import Economics, Interval, grade, paired_interval
 from churn_assets.models.promotion import Decision, Graded, decide_promotion
 from churn_assets.models.runs import CHALLENGER, CHAMPION, ModelRuns
-from churn_assets.models.training_plan import mature_at, require_mature
+from churn_assets.models.training_plan import mature_at, needs_graded_fit, require_mature
 from churn_assets.models.training_rows import training_rows
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.pages import markdown
@@ -121,14 +123,20 @@ def champion_of(calendar: Calendar, model_store: ModelStore, cutoff: dt.date) ->
             f"There is no champion_model for cutoff {cutoff}. Materialize champion_model "
             f"{cutoff} first, for example with `churn backfill --stage models`."
         )
+    manifest = _manifest(model_store, champion)
+    require_mature(calendar, manifest, cutoff)
+    return manifest
+
+
+def _manifest(model_store: ModelStore, champion: Champion) -> Manifest:
+    """The manifest of the model that a decision names, in exactly that version."""
     manifest = model_store.manifest(champion.model, champion.model_cutoff)
     if manifest.version != champion.model_version:
         raise ChampionReplaced(
-            f"The champion of {cutoff} is {champion.model} of {champion.model_cutoff} in version "
-            f"{champion.model_version}, which was since trained anew as {manifest.version}. "
-            f"Materialize champion_model {cutoff} again."
+            f"The champion of {champion.cutoff} is {champion.model} of {champion.model_cutoff} in "
+            f"version {champion.model_version}, which was since trained anew as "
+            f"{manifest.version}. Materialize champion_model {champion.cutoff} again."
         )
-    require_mature(calendar, manifest, cutoff)
     return manifest
 
 
@@ -173,9 +181,7 @@ def choose_champion(
     candidates = {name: model_store.manifest(name, cutoff.isoformat()) for name in models}
     holdout = mature_at(calendar, cutoff)[-1]
     rows = training_rows(store, [holdout])
-    incumbent = _incumbent(
-        calendar, model_store, versions, calendar.shift(cutoff, -1), rows.features
-    )
+    incumbent = _incumbent(calendar, model_store, versions, cutoff, holdout, rows)
     metrics: Mapping[str, float] = {}
     if incumbent.probabilities is not None:
         metrics = grade(rows.churned, incumbent.probabilities, economics)
@@ -217,23 +223,30 @@ def _incumbent(
     calendar: Calendar,
     model_store: ModelStore,
     versions: Mapping[str, str],
-    previous: dt.date,
-    holdout: Any,
+    cutoff: dt.date,
+    holdout: dt.date,
+    rows: Rows,
 ) -> Incumbent:
-    """The champion of the previous cutoff and what it says of the hold-out's features."""
-    if find_champion(model_store, previous) is None:
+    """The champion of the cutoff before, and what its fit that had not seen them says of the rows.
+
+    It must be fit to stay at `cutoff`, and there must be such a fit.
+    """
+    previous = calendar.shift(cutoff, -1)
+    champion = find_champion(model_store, previous)
+    if champion is None:
         return Incumbent(None, remark=f"There is no champion of {previous}.")
     try:
-        manifest = champion_of(calendar, model_store, previous)
-        model = model_store.load(manifest, versions)
+        manifest = _manifest(model_store, champion)
+        require_mature(calendar, manifest, cutoff)
+        graded = needs_graded_fit(calendar, manifest, holdout)
+        model = model_store.load(manifest, versions, graded)
     except (
-        ChampionReplaced,
-        FeatureMismatch,
+        ValueError,  # it was replaced, its features were, or its fits have seen too much
         FileNotFoundError,
         ModuleNotFoundError,  # a kind whose package is gone
     ) as error:
         return Incumbent(None, remark=f"The champion of {previous} cannot be used: {error}")
-    return Incumbent(manifest, model.probabilities(holdout))
+    return Incumbent(manifest, model.probabilities(rows.features))
 
 
 def decision_rows(

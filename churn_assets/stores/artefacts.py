@@ -74,7 +74,7 @@ class ArtefactStore:
 
 def _move(made: Path, target: Path) -> None:
     """Rename a staged folder; another run may have published the same version meanwhile."""
-    for path in made.iterdir():
+    for path in filter(Path.is_file, made.rglob("*")):
         with path.open("rb") as file:
             os.fsync(file.fileno())
     try:

@@ -16,7 +16,7 @@ ECONOMICS = Economics()
 def test_everything_is_graded_on_the_hold_out():
     training, holdout = rows(), rows(400, seed=1)
     model = fit(ESTIMATORS[0], COLUMNS, training, 7, 0)
-    tried = Trial(model.probabilities(holdout.features), 0)
+    tried = Trial(model, model.probabilities(holdout.features), 0)
     found = evaluate(ESTIMATORS[0], model, training, holdout, tried, ECONOMICS, 28, 7, "a shop")
     assert found.metrics == grade(holdout.churned, tried.probabilities, ECONOMICS)
     assert found.intervals.keys() == found.metrics.keys()
@@ -35,7 +35,7 @@ def test_a_hold_out_without_customers_or_classes_is_said():
     training = rows()
     model = fit(ESTIMATORS[0], COLUMNS, training, 7, 0)
     for holdout in (rows(0), Rows(rows(5).features, np.ones(5, dtype=int))):
-        tried = Trial(model.probabilities(holdout.features), 0)
+        tried = Trial(model, model.probabilities(holdout.features), 0)
         found = evaluate(ESTIMATORS[0], model, training, holdout, tried, ECONOMICS, 28, 7, "x")
         assert "roc_auc" not in found.metrics
         assert len(found.plots) == 7

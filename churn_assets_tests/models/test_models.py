@@ -96,7 +96,7 @@ def rows(customers: int = 600, seed: int = 0) -> Rows:
 
 
 def write(store: ModelStore, trained: Trained) -> Manifest:
-    return store.write(trained.manifest, trained.model, trained.holdout)
+    return store.write(trained.manifest, trained.model, trained.tried)
 
 
 def made_up_store(
@@ -271,7 +271,7 @@ def test_one_class_gives_the_base_rate(estimator: Estimator, churned: int):
     one_class = replace(rows(98), churned=np.full(98, churned))
     tried = trial(estimator, COLUMNS, one_class, rows(50, seed=1), 7)
     model = fit(estimator, COLUMNS, one_class, 7, tried.rounds)
-    assert "0 of the rarer class" in tried.fallback
+    assert "0 of the rarer class" in tried.model.fallback
     assert model.probabilities(rows(3).features) == pytest.approx([0.99 if churned else 0.01] * 3)
 
 
@@ -279,7 +279,7 @@ def test_one_class_gives_the_base_rate(estimator: Estimator, churned: int):
 def test_a_hold_out_of_one_class_still_gives_a_model(estimator: Estimator):
     holdout = replace(rows(50, seed=1), churned=np.ones(50, dtype=int))
     tried = trial(estimator, COLUMNS, rows(), holdout, 7)
-    assert not tried.fallback
+    assert not tried.model.fallback
     assert "roc_auc" not in grade(holdout.churned, tried.probabilities, Economics())
 
 

@@ -33,7 +33,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelRuns]:
 def made(tracking: ModelRuns, estimator: Estimator, cutoff: str, seed: int = 0) -> Manifest:
     plan = training_plan(CALENDAR, dt.date.fromisoformat(cutoff))
     trained = train(estimator, COLUMNS, VERSIONS, plan, lambda _: rows(seed=seed), Economics(), 7)
-    return ModelStore(tracking.home).write(trained.manifest, trained.model, trained.holdout)
+    return ModelStore(tracking.home).write(trained.manifest, trained.model, trained.tried)
 
 
 def runs(tracking: ModelRuns, manifest: Manifest) -> list:
