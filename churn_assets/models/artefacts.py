@@ -39,6 +39,8 @@ class FeatureMismatch(ValueError):
 class Manifest:
     """What a model is and where it comes from.
 
+    What contacting a customer is worth is no part of it: predictions alone have a threshold.
+
     Args:
         model: The model asset's name.
         cutoff: The cutoff that it was trained for.
@@ -48,8 +50,7 @@ class Manifest:
         graded_cutoffs: Those of the graded fit; empty where that was not kept, as by version 0.1.
         horizon_days: The horizon of their labels; 0 where version 0.1 did not write it down.
         holdout: The cutoff on which the metrics were measured, by a fit that had not seen it.
-        metrics: See `models.metrics.grade`; of that earlier fit.
-        threshold: The probability from which a customer counts as CHURN RISK.
+        metrics: See `models.grades.grade`; of that earlier fit.
         rounds: Boosting rounds; 0 without boosting.
         tuned: Hyperparameters that tuning chose; empty where the defaults were kept.
         rows: Training rows.
@@ -70,7 +71,6 @@ class Manifest:
     training_cutoffs: tuple[str, ...]
     holdout: str
     metrics: Mapping[str, float]
-    threshold: float
     rounds: int
     rows: int
     seed: int
@@ -88,6 +88,7 @@ class Manifest:
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
         content: dict[str, Any] = json.loads(text)
+        content.pop("threshold", None)  # as version 0.1 wrote it
         content["columns"] = tuple(Column(**column) for column in content["columns"])
         for name in ("training_cutoffs", "graded_cutoffs"):
             content[name] = tuple(content.get(name, ()))

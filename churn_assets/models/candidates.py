@@ -28,8 +28,9 @@ from churn_assets.models import kinds as kinds_of_model
 from churn_assets.models.artefacts import Manifest, ModelStore
 from churn_assets.models.estimators import Estimator, FittedModel, Rows, Trial, fit, trial
 from churn_assets.models.evaluation import Evaluation, evaluate
+from churn_assets.models.grades import grade
 from churn_assets.models.kinds import ESTIMATORS
-from churn_assets.models.metrics import Economics, grade
+from churn_assets.models.metrics import Economics
 from churn_assets.models.model_page import model_metadata, parameters
 from churn_assets.models.runs import ModelRuns
 from churn_assets.models.training_plan import TrainingPlan, training_plan
@@ -70,7 +71,6 @@ def train(
     versions: Mapping[str, str],
     plan: TrainingPlan,
     read: Callable[[tuple[dt.date, ...]], Rows],
-    economics: Economics,
     seed: int,
 ) -> Trained:
     """Fit, grade on the hold-out and refit one kind of model.
@@ -81,7 +81,6 @@ def train(
         versions: The version of each feature's definition.
         plan: The cutoffs.
         read: Gives the training rows of cutoffs.
-        economics: Decides the threshold.
         seed: Of everything drawn at random.
 
     Raises:
@@ -107,8 +106,7 @@ def train(
         graded_cutoffs=tuple(day.isoformat() for day in plan.fit),
         horizon_days=plan.horizon_days,
         holdout=plan.holdout.isoformat(),
-        metrics=grade(holdout.churned, tried.probabilities, economics),
-        threshold=economics.threshold,
+        metrics=grade(holdout.churned, tried.probabilities),
         rounds=tried.rounds,
         tuned=estimator.parameters,
         rows=len(rows),
@@ -149,7 +147,7 @@ def train_all(
             estimator, columns, plan.folds, partial(training_rows, store), candidates, seed
         )
         chosen = replace(estimator, parameters=tuned.parameters)
-        trained = train(chosen, columns, versions, plan, read, economics, seed)
+        trained = train(chosen, columns, versions, plan, read, seed)
         evaluation = evaluate(
             chosen,
             trained.model,
@@ -180,7 +178,10 @@ def assets(
     kinds: Sequence[Estimator] = ESTIMATORS,
     candidates: int = 0,
 ) -> list[dg.AssetsDefinition]:
-    """One asset per kind of model; see `tuning.tune` for the candidates."""
+    """One asset per kind of model; see `tuning.tune` for the candidates.
+
+    Economics decide what is shown of a model, not what it is.
+    """
     model_store = ModelStore(store.home)
     columns, versions = feature_columns(groups), feature_versions(groups)
 
@@ -193,7 +194,7 @@ def assets(
             backfill_policy=dg.BackfillPolicy.single_run(),
             code_version=sql_version(
                 code_digest(estimators, kinds_of_model),
-                f"{economics} {seed} {calendar.training_cutoffs} {MOST_TRAINING_ROWS}",
+                f"{seed} {calendar.training_cutoffs} {MOST_TRAINING_ROWS}",
                 *(f"{name} {version}" for name, version in versions.items()),
                 *([code_digest(tuning), str(candidates)] if candidates else []),
             ),
@@ -222,12 +223,12 @@ def assets(
                 with connections_are_retried():
                     run_id = tracking.record(
                         manifest,
-                        parameters(manifest, made.model),
+                        parameters(manifest, made.model, economics.threshold),
                         context.run.run_id,
                         evaluation=evaluation,
                     )
                 seconds, began = time.monotonic() - began, time.monotonic()
-                metadata = model_metadata(manifest, evaluation, tracking, run_id)
+                metadata = model_metadata(manifest, evaluation, economics, tracking, run_id)
                 metadata |= {"seconds": seconds}
                 if tuned.summary:
                     context.log.info(f"{estimator.name} {key}: {tuned.summary}")

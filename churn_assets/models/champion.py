@@ -22,7 +22,8 @@ from churn_assets.models import promotion
 from churn_assets.models.artefacts import Manifest, ModelStore
 from churn_assets.models.candidates import MODELS
 from churn_assets.models.estimators import Rows
-from churn_assets.models.metrics import Economics, Interval, grade, paired_interval
+from churn_assets.models.grades import grade
+from churn_assets.models.metrics import Interval, paired_interval
 from churn_assets.models.promotion import Decision, Graded, decide_promotion
 from churn_assets.models.runs import CHALLENGER, CHAMPION, ModelRuns
 from churn_assets.models.training_plan import mature_at, needs_graded_fit, require_mature
@@ -161,7 +162,6 @@ def choose_champion(
     model_store: ModelStore,
     versions: Mapping[str, str],
     cutoff: dt.date,
-    economics: Economics,
     models: Sequence[str] = MODELS,
 ) -> tuple[Champion, Decision]:
     """Grade the previous champion on this cutoff's hold-out and decide against the candidates.
@@ -172,7 +172,6 @@ def choose_champion(
         model_store: Has the models and decisions.
         versions: The version of every feature as it is defined now.
         cutoff: The cutoff of the decision.
-        economics: Decides the threshold.
         models: The kinds that are candidates.
 
     Raises:
@@ -184,7 +183,7 @@ def choose_champion(
     incumbent = _incumbent(calendar, model_store, versions, cutoff, holdout, rows)
     metrics: Mapping[str, float] = {}
     if incumbent.probabilities is not None:
-        metrics = grade(rows.churned, incumbent.probabilities, economics)
+        metrics = grade(rows.churned, incumbent.probabilities)
 
     def lead(manifest: Manifest) -> Interval | None:
         said = model_store.holdout_probabilities(manifest)
@@ -297,7 +296,6 @@ def assets(
     calendar: Calendar,
     store: OfflineStore,
     tracking: ModelRuns,
-    economics: Economics,
     models: Sequence[str] = MODELS,
 ) -> list[dg.AssetsDefinition]:
     """The champion of a cutoff."""
@@ -325,7 +323,7 @@ def assets(
         for key in sorted(context.partition_keys):
             began = time.monotonic()
             champion, decision = choose_champion(
-                calendar, store, model_store, versions, parse_key(key), economics, models
+                calendar, store, model_store, versions, parse_key(key), models
             )
             text = json.dumps(asdict(champion), indent=2)
             write_text(store.home, model_store.manifest_path(CHAMPION_MODEL.name, key), text)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from churn_assets.models.metrics import has_both_classes
+from churn_assets.models.grades import has_both_classes
 from churn_assets.stores.tables import Column
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from churn_assets.models import evaluation as module
 from churn_assets.models.estimators import Rows, Trial, fit
 from churn_assets.models.evaluation import evaluate, random_split
 from churn_assets.models.kinds import ESTIMATORS
-from churn_assets.models.metrics import Economics, grade
+from churn_assets.models.metrics import Economics, assess
 from churn_assets.models.model_page import grades_table
 from churn_assets_tests.models.test_models import COLUMNS, rows
 
@@ -18,7 +18,7 @@ def test_everything_is_graded_on_the_hold_out():
     model = fit(ESTIMATORS[0], COLUMNS, training, 7, 0)
     tried = Trial(model, model.probabilities(holdout.features), 0)
     found = evaluate(ESTIMATORS[0], model, training, holdout, tried, ECONOMICS, 28, 7, "a shop")
-    assert found.metrics == grade(holdout.churned, tried.probabilities, ECONOMICS)
+    assert found.metrics == assess(holdout.churned, tried.probabilities, ECONOMICS)
     assert found.intervals.keys() == found.metrics.keys()
     assert set(found.baselines) == {"base_rate", "recency_rule", "bg_nbd"}
     assert found.baselines["base_rate"]["roc_auc"] == 0.5

@@ -19,8 +19,8 @@ from churn_assets.models.artefacts import GRADED, Manifest, ModelStore
 from churn_assets.models.candidates import train
 from churn_assets.models.champion import CHAMPION_MODEL, Champion, choose_champion
 from churn_assets.models.estimators import Estimator
+from churn_assets.models.grades import grade
 from churn_assets.models.kinds import ESTIMATORS
-from churn_assets.models.metrics import Economics, grade
 from churn_assets.models.training_plan import mature_at, needs_graded_fit, training_plan
 from churn_assets.models.training_rows import training_rows
 from churn_assets.stores.offline import OfflineStore
@@ -51,7 +51,6 @@ def made(calendar: Calendar, cutoff: dt.date) -> Manifest:
         horizon_days=plan.horizon_days,
         holdout=plan.holdout.isoformat(),
         metrics={},
-        threshold=0.5,
         rounds=0,
         rows=0,
         seed=0,
@@ -163,7 +162,6 @@ def trained(store: OfflineStore, calendar: Calendar, cutoff: dt.date) -> Manifes
         VERSIONS,
         training_plan(calendar, cutoff),
         lambda days: training_rows(store, days),
-        Economics(),
         7,
     )
     return ModelStore(store.home).write(made.manifest, made.model, made.tried)
@@ -171,7 +169,7 @@ def trained(store: OfflineStore, calendar: Calendar, cutoff: dt.date) -> Manifes
 
 def decide(store: OfflineStore, calendar: Calendar, cutoff: dt.date) -> Champion:
     champion, _ = choose_champion(
-        calendar, store, ModelStore(store.home), VERSIONS, cutoff, Economics(), [LOGISTIC.name]
+        calendar, store, ModelStore(store.home), VERSIONS, cutoff, [LOGISTIC.name]
     )
     keep(store, champion)
     return champion
@@ -198,7 +196,6 @@ def test_the_incumbent_is_graded_by_the_fit_that_had_not_seen(
         grade(
             holdout.churned,
             models.load(before, VERSIONS, graded).probabilities(holdout.features),
-            Economics(),
         )
         for graded in (True, False)
     )
@@ -248,12 +245,12 @@ def test_the_graded_fit_is_read_back_as_it_was_graded(estimator: Estimator, tmp_
     plan = training_plan(calendar, calendar.first_scored)
     holdout = rows(seed=1)
     read = {plan.fit: rows(), (plan.holdout,): holdout, plan.refit: rows(seed=2)}
-    made = train(estimator, COLUMNS, VERSIONS, plan, lambda days: read[days], Economics(), 7)
+    made = train(estimator, COLUMNS, VERSIONS, plan, lambda days: read[days], 7)
     store = ModelStore(tmp_path)
     written = store.write(made.manifest, made.model, made.tried)
     assert (store.artefact(written) / GRADED).is_dir()
     graded = store.load(written, VERSIONS, graded=True).probabilities(holdout.features)
     assert np.array_equal(graded, made.tried.probabilities)
     assert np.array_equal(graded, store.holdout_probabilities(written))
-    assert grade(holdout.churned, graded, Economics()) == written.metrics
+    assert grade(holdout.churned, graded) == written.metrics
     assert not np.array_equal(graded, store.load(written, VERSIONS).probabilities(holdout.features))

@@ -188,7 +188,7 @@ def test_the_choice_is_shown_and_owes_nothing_to_the_hold_out(tmp_path: Path):
     names = [kind.name for kind in kinds]
     assets: list[dg.AssetsDefinition | dg.AssetSpec] = [
         *models.assets(GROUPS, CALENDAR, store, tracking, Economics(), 7, kinds, candidates=1),
-        *champion.assets(GROUPS, CALENDAR, store, tracking, Economics(), names),
+        *champion.assets(GROUPS, CALENDAR, store, tracking, names),
         dg.AssetSpec(TRAINING_DATASET, partitions_def=CALENDAR.labeled_cutoffs),
     ]
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
