@@ -14,11 +14,11 @@ import numpy as np
 
 from churn_assets.cutoffs import parse_key, utc_now
 from churn_assets.features import feature_columns, feature_groups, feature_versions
+from churn_assets.models.bootstrap import paired_interval
 from churn_assets.models.candidates import train
 from churn_assets.models.estimators import Rows
 from churn_assets.models.grades import grade
 from churn_assets.models.kinds import ESTIMATORS
-from churn_assets.models.metrics import paired_interval
 from churn_assets.models.training_plan import TrainingPlan, training_plan
 from churn_assets.models.training_rows import training_rows
 from churn_assets.operations.installation import offline_store

@@ -120,9 +120,7 @@ class ModelStore(ArtefactStore):
                 (folder / GRADED).mkdir()
                 write_pipeline(tried.model.pipeline, folder / GRADED)
 
-        manifest = replace(manifest, libraries=libraries(model.pipeline))
-        content = json.dumps(asdict(replace(manifest, provenance={})), sort_keys=True)
-        manifest = replace(manifest, version=hashlib.sha256(content.encode()).hexdigest()[:16])
+        manifest = versioned(replace(manifest, libraries=libraries(model.pipeline)))
         self.publish(
             self.folder(manifest.model, manifest.cutoff),
             manifest.version,
@@ -176,6 +174,12 @@ class ModelStore(ArtefactStore):
         """
         refuse_other_features(manifest, feature_versions)
         return read_artefact(self.artefact(manifest), graded)
+
+
+def versioned(manifest: Manifest) -> Manifest:
+    """The manifest with its version: a digest of all of it but the provenance."""
+    content = json.dumps(asdict(replace(manifest, provenance={})), sort_keys=True)
+    return replace(manifest, version=hashlib.sha256(content.encode()).hexdigest()[:16])
 
 
 def refuse_other_features(manifest: Manifest, feature_versions: Mapping[str, str]) -> None:

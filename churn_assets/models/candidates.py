@@ -23,9 +23,9 @@ import dagster as dg
 
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.features import Groups, feature_columns, feature_versions
-from churn_assets.models import estimators, tuning
+from churn_assets.models import estimators, grades, tuning
 from churn_assets.models import kinds as kinds_of_model
-from churn_assets.models.artefacts import Manifest, ModelStore
+from churn_assets.models.artefacts import Manifest, ModelStore, versioned
 from churn_assets.models.estimators import Estimator, FittedModel, Rows, Trial, fit, trial
 from churn_assets.models.evaluation import Evaluation, evaluate
 from churn_assets.models.grades import grade
@@ -33,9 +33,11 @@ from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.models.metrics import Economics
 from churn_assets.models.model_page import model_metadata, parameters
 from churn_assets.models.runs import ModelRuns
-from churn_assets.models.training_plan import TrainingPlan, training_plan
+from churn_assets.models.training_plan import TrainingPlan, mature_at, training_plan
 from churn_assets.models.training_rows import (
     MOST_TRAINING_ROWS,
+    TARGET,
+    drawn,
     rows_digest,
     training_rows,
     typical_values,
@@ -168,6 +170,16 @@ def train_all(
     return trained
 
 
+# What decides which model a cutoff gets: which rows, how split, fitted and graded, under what name.
+# Constants that functions refer to are beside it in the code version.
+CODE = (
+    *(estimators, kinds_of_model, grades),
+    *(TrainingPlan, training_plan, mature_at),
+    *(training_rows, drawn, rows_digest, typical_values),
+    *(train, versioned),
+)
+
+
 def assets(
     groups: Groups,
     calendar: Calendar,
@@ -193,10 +205,10 @@ def assets(
             partitions_def=calendar.scored_cutoffs,
             backfill_policy=dg.BackfillPolicy.single_run(),
             code_version=sql_version(
-                code_digest(estimators, kinds_of_model),
-                f"{seed} {calendar.training_cutoffs} {MOST_TRAINING_ROWS}",
+                code_digest(*CODE),
+                f"{seed} {calendar.training_cutoffs} {MOST_TRAINING_ROWS} {TARGET}",
                 *(f"{name} {version}" for name, version in versions.items()),
-                *([code_digest(tuning), str(candidates)] if candidates else []),
+                *([code_digest(tuning, train_all), str(candidates)] if candidates else []),
             ),
             group_name="models",
             kinds={estimator.library.replace("-", ""), "mlflow"},

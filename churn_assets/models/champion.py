@@ -18,16 +18,16 @@ import dagster as dg
 
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.features import Groups, feature_versions
-from churn_assets.models import promotion
+from churn_assets.models import bootstrap, grades, promotion
 from churn_assets.models.artefacts import Manifest, ModelStore
+from churn_assets.models.bootstrap import RESAMPLES, Interval, paired_interval
 from churn_assets.models.candidates import MODELS
 from churn_assets.models.estimators import Rows
 from churn_assets.models.grades import grade
-from churn_assets.models.metrics import Interval, paired_interval
 from churn_assets.models.promotion import Decision, Graded, decide_promotion
 from churn_assets.models.runs import CHALLENGER, CHAMPION, ModelRuns
 from churn_assets.models.training_plan import mature_at, needs_graded_fit, require_mature
-from churn_assets.models.training_rows import training_rows
+from churn_assets.models.training_rows import MOST_TRAINING_ROWS, TARGET, drawn, training_rows
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.pages import markdown
 from churn_assets.stores.provenance import code_digest
@@ -291,6 +291,14 @@ def decision_rows(
     return rows
 
 
+# What decides a champion: who is graded, on which rows and by which fit, and who wins.
+CODE = (
+    *(promotion, grades, bootstrap),
+    *(choose_champion, _incumbent, _manifest, _graded, decision_rows),
+    *(mature_at, require_mature, needs_graded_fit, training_rows, drawn),
+)
+
+
 def assets(
     groups: Groups,
     calendar: Calendar,
@@ -308,7 +316,9 @@ def assets(
         deps=[dg.AssetDep(name, partition_mapping=calendar.same_cutoff) for name in models],
         partitions_def=calendar.scored_cutoffs,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        code_version=sql_version(code_digest(promotion)),
+        code_version=sql_version(
+            code_digest(*CODE), f"{RESAMPLES} {MOST_TRAINING_ROWS} {TARGET} {' '.join(GRADES)}"
+        ),
         group_name="models",
         kinds={"mlflow", "parquet"},
         owners=["team:ml"],

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from churn_assets.models.baselines import baselines
+from churn_assets.models.bootstrap import Interval
 from churn_assets.models.estimators import Estimator, FittedModel, Rows, Trial, fit
 from churn_assets.models.importance import importance
-from churn_assets.models.metrics import Economics, Interval, assess, intervals
+from churn_assets.models.metrics import Economics, assess, intervals
 from churn_assets.stores.figures import png
 from churn_assets.stores.tables import Column
 

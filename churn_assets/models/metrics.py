@@ -1,23 +1,20 @@
-"""Metrics: the grade of probabilities, what contacting from a threshold on brings, and by chance.
+"""Metrics: the grade of probabilities, and what contacting from a threshold on brings.
 
 What contacting is worth (`Economics`) decides the threshold and whatever is counted there. It is
-shown beside a model and is no part of it: with other economics the models are the same. Intervals
-are bootstrapped over customers. What probabilities alone are graded by is in `models.grades`.
+shown beside a model and is no part of it: with other economics the models are the same. What
+probabilities alone are graded by is in `models.grades`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from churn_assets.models.grades import Tally, grade_of, has_both_classes, roc_auc, tallies, tally
+from churn_assets.models.bootstrap import Interval, percentiles, resamples
+from churn_assets.models.grades import Tally, grade_of, tallies, tally
 from churn_assets.settings import Settings
 
 if TYPE_CHECKING:
     import numpy as np
-
-# The ends of a 95 % interval from so many resamples vary by an eighth of a standard error with the
-# seed; four times as many would halve that.
-RESAMPLES = 500
 
 
 @dataclass(frozen=True)
@@ -95,23 +92,12 @@ def _assess(counts: Tally, economics: Economics) -> dict[str, float]:
     return grade_of(counts) | {name: float(value) for name, value in result.items()}
 
 
-class Interval(NamedTuple):
-    """The ends of a 95 % interval."""
-
-    low: float
-    high: float
-
-
 def intervals(
     labels: "np.ndarray", probabilities: "np.ndarray", economics: Economics, seed: int
 ) -> Mapping[str, Interval]:
-    """A 95 % percentile bootstrap interval of every metric of `assess` (Efron 1979).
+    """A 95 % interval of every metric of `assess`, by `models.bootstrap`.
 
-    Customers are drawn with replacement and not by class: the share of churners is itself a matter
-    of chance, and with it held fixed, the intervals of all metrics but the ROC-AUC would be too
-    narrow. A resample that does not define a metric is left out of its interval. What the intervals
-    cover is the chance of which customers there are; neither a refit nor another month. The
-    calibration error is a sum of distances, which chance can only lengthen: its interval lies
+    The calibration error is a sum of distances, which chance can only lengthen: its interval lies
     rather high.
 
     Args:
@@ -120,43 +106,9 @@ def intervals(
         economics: See `assess`.
         seed: The same seed and number of customers give the same resamples.
     """
-    samples = tallies(labels, probabilities, _resamples(len(labels), seed))
+    samples = tallies(labels, probabilities, resamples(len(labels), seed))
     drawn = [_assess(sample, economics) for sample in samples]
     return {
-        name: _interval([metrics[name] for metrics in drawn if name in metrics])
+        name: percentiles([metrics[name] for metrics in drawn if name in metrics])
         for name in assess(labels, probabilities, economics)
     }
-
-
-def paired_interval(
-    labels: "np.ndarray", a: "np.ndarray", b: "np.ndarray", seed: int
-) -> Interval | None:
-    """A 95 % percentile bootstrap interval of ROC-AUC(a) - ROC-AUC(b) on the same customers.
-
-    Both are graded on each resample, so what they have in common cancels out: the interval is much
-    narrower than those of the two AUCs. See `intervals`.
-
-    Returns:
-        None where the labels have one class only.
-    """
-    if not has_both_classes(labels):
-        return None
-    of_a, of_b = (tallies(labels, p, _resamples(len(labels), seed)) for p in (a, b))
-    pairs = zip(of_a, of_b, strict=True)
-    return _interval([roc_auc(x) - roc_auc(y) for x, y in pairs if x.both_classes])
-
-
-def _resamples(customers: int, seed: int) -> "Iterator[np.ndarray]":
-    """As many row numbers as there are customers, with replacement, `RESAMPLES` times."""
-    import numpy as np
-
-    draw = np.random.default_rng(seed)
-    for _ in range(RESAMPLES):
-        yield draw.integers(0, customers, customers)
-
-
-def _interval(values: list[float]) -> Interval:
-    import numpy as np
-
-    low, high = np.percentile(values, [2.5, 97.5])
-    return Interval(float(low), float(high))

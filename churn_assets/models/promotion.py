@@ -15,7 +15,7 @@ import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from churn_assets.models.metrics import Interval
+from churn_assets.models.bootstrap import Interval
 
 # Another kind of model replaces the incumbent only when it ranks clearly better: by this margin and
 # by more than chance explains, which the paired interval says. On 2,000 customers the AUCs of two

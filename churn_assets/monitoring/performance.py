@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, parse_key
-from churn_assets.models import grades, metrics
+from churn_assets.models import bootstrap, grades, metrics
 from churn_assets.models.artefacts import ModelStore
 from churn_assets.models.baselines import NEVER, since_purchase
 from churn_assets.models.champion import CHAMPION_MODEL, Champion, find_champion
@@ -131,6 +131,10 @@ def predicted_customers(store: OfflineStore, cutoff: str) -> "pd.DataFrame":
         ).df()
 
 
+# What decides a row, besides the economics and constants in the code version.
+CODE = (realised, gap_closed, predicted_customers, since_purchase, grades, metrics, bootstrap)
+
+
 def assets(
     calendar: Calendar, store: OfflineStore, economics: Economics, seed: int, has_truth: bool
 ) -> list[dg.AssetsDefinition]:
@@ -154,10 +158,8 @@ def assets(
             REALISED_PERFORMANCE.name: dg.AssetOut(
                 description=__doc__,
                 code_version=sql_version(
-                    code_digest(
-                        realised, gap_closed, predicted_customers, since_purchase, grades, metrics
-                    ),
-                    f"{economics} {seed} {has_truth} {NEVER}",
+                    code_digest(*CODE),
+                    f"{economics} {seed} {has_truth} {NEVER} {' '.join(METRICS)}",
                 ),
                 kinds={"duckdb", "parquet"},
                 metadata={"dagster/column_schema": REALISED_PERFORMANCE.as_dagster()},

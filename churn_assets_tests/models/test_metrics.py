@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from churn_assets.models import metrics
+from churn_assets.models import bootstrap
+from churn_assets.models.bootstrap import paired_interval
 from churn_assets.models.grades import calibration_error, calibration_groups, grade, tally
-from churn_assets.models.metrics import Economics, assess, intervals, paired_interval
+from churn_assets.models.metrics import Economics, assess, intervals
 
 
 def scored(
@@ -170,7 +171,7 @@ def test_one_probability_for_all_is_one_group():
 
 
 def test_intervals_are_percentiles_over_resampled_customers(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(metrics, "RESAMPLES", 30)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 30)
     labels, probabilities = scored(300, distinct=20)
     found = intervals(labels, probabilities, Economics(), seed=7)
     draw, samples = np.random.default_rng(7), []
@@ -183,7 +184,7 @@ def test_intervals_are_percentiles_over_resampled_customers(monkeypatch: pytest.
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(metrics, "RESAMPLES", 100)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 100)
     truth = assess(*scored(500_000, seed=99), Economics())
     names = ("roc_auc", "brier", "profit_per_customer", "lift_at_10_percent")
     covered = dict.fromkeys(names, 0)

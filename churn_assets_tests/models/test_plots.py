@@ -18,7 +18,8 @@ from PIL import Image
 
 from churn_assets.history.sentiment_picture import sentiment_histogram
 from churn_assets.models import plots
-from churn_assets.models.metrics import Economics, Interval, assess
+from churn_assets.models.bootstrap import Interval
+from churn_assets.models.metrics import Economics, assess
 from churn_assets.monitoring import backtest_picture
 from churn_assets.monitoring.backtest_picture import WalkForward
 from churn_assets.stores.figures import png

@@ -335,6 +335,7 @@ class Changed(ast.NodeTransformer):
     [
         *("history/sentiment", "history/topics", "history/text_models", "history/text_vectors"),
         *("models/estimators", "models/kinds", "models/promotion", "models/tuning"),
+        *("models/grades", "models/bootstrap", "sources/true_churn", "online/rows"),
         *("models/contributions", "predictions/reasons"),
     ],
 )
