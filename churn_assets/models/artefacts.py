@@ -16,12 +16,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from churn_assets.cutoffs import parse_key
 from churn_assets.models.estimators import FittedModel, Trial
 from churn_assets.models.formats import libraries, read_pipeline, write_pipeline
-from churn_assets.stores.artefacts import MANIFEST, ArtefactStore
+from churn_assets.stores.artefacts import MANIFEST, ArtefactStore, DamagedArtefact, damage
 from churn_assets.stores.tables import Column
 
 if TYPE_CHECKING:
@@ -87,7 +88,11 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        content: dict[str, Any] = json.loads(text)
+        return cls.of(json.loads(text))
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "Manifest":
+        """The manifest of a JSON object."""
         content.pop("threshold", None)  # as version 0.1 wrote it
         content["columns"] = tuple(Column(**column) for column in content["columns"])
         for name in ("training_cutoffs", "graded_cutoffs"):
@@ -131,8 +136,8 @@ class ModelStore(ArtefactStore):
 
     def find(self, model: str, cutoff: str) -> Manifest | None:
         """The manifest of a model, or None where there is no such model."""
-        path = self.manifest_path(model, cutoff)
-        return Manifest.from_json(path.read_text()) if path.exists() else None
+        content = self.read(model, cutoff)
+        return None if content is None else Manifest.of(content)
 
     def manifest(self, model: str, cutoff: str) -> Manifest:
         """The manifest of a model.
@@ -149,10 +154,17 @@ class ModelStore(ArtefactStore):
         return manifest
 
     def holdout_probabilities(self, manifest: Manifest) -> "np.ndarray":
-        """What the graded fit said of the hold-out, in the order of its customers."""
+        """What the graded fit said of the hold-out, in the order of its customers.
+
+        Raises:
+            DamagedArtefact: The model is not as it was written.
+        """
         import numpy as np
 
-        probabilities: np.ndarray = np.load(self.artefact(manifest) / HOLDOUT, allow_pickle=False)
+        folder = self.artefact(manifest)
+        if why := damage(folder):
+            raise DamagedArtefact(folder, why)
+        probabilities: np.ndarray = np.load(folder / HOLDOUT, allow_pickle=False)
         return probabilities
 
     def artefact(self, manifest: Manifest) -> Path:
@@ -171,6 +183,7 @@ class ModelStore(ArtefactStore):
 
         Raises:
             FeatureMismatch: A feature was changed or removed since.
+            DamagedArtefact: It is not as it was written.
         """
         refuse_other_features(manifest, feature_versions)
         return read_artefact(self.artefact(manifest), graded)
@@ -198,7 +211,20 @@ def refuse_other_features(manifest: Manifest, feature_versions: Mapping[str, str
 
 
 def read_artefact(folder: Path, graded: bool = False) -> FittedModel:
-    """The model in an artefact folder, whatever the features are now; see `ModelStore.load`."""
+    """The model in an artefact folder, whatever the features are now; see `ModelStore.load`.
+
+    Raises:
+        DamagedArtefact: It is not as it was written, or cannot be read.
+        ModuleNotFoundError: The package of its classifier is not installed.
+    """
+    if why := damage(folder):
+        raise DamagedArtefact(folder, why)
     manifest = Manifest.from_json((folder / MANIFEST).read_text())
-    pipeline = read_pipeline(folder / GRADED if graded else folder)
+    try:
+        pipeline = read_pipeline(folder / GRADED if graded else folder)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # each library has its own for a file that is cut short
+        why = f"{type(error).__name__} when it was read: {error}"
+        raise DamagedArtefact(folder, why, f"rm -r {quote(str(folder))}; churn backfill") from error
     return FittedModel(manifest.columns, pipeline, manifest.fallback)

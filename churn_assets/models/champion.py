@@ -18,12 +18,12 @@ import dagster as dg
 
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.features import Groups, feature_versions
-from churn_assets.models import bootstrap, grades, promotion
+from churn_assets.models import bootstrap, grades, incumbent, promotion
 from churn_assets.models.artefacts import Manifest, ModelStore
 from churn_assets.models.bootstrap import RESAMPLES, Interval, paired_interval
 from churn_assets.models.candidates import MODELS
-from churn_assets.models.estimators import Rows
 from churn_assets.models.grades import grade
+from churn_assets.models.incumbent import ModelIdentity, chosen_manifest, find_incumbent
 from churn_assets.models.promotion import Decision, Graded, decide_promotion
 from churn_assets.models.runs import CHALLENGER, CHAMPION, ModelRuns
 from churn_assets.models.training_plan import mature_at, needs_graded_fit, require_mature
@@ -36,7 +36,7 @@ from churn_assets.stores.staging import write_text
 from churn_assets.stores.tables import CUTOFF, Column, Table, sql_version
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 GRADES = ("roc_auc", "pr_auc", "brier", "log_loss", "calibration_error", "lift_at_10_percent")
 CHAMPION_MODEL = Table(
@@ -59,10 +59,6 @@ CHAMPION_MODEL = Table(
 )
 
 
-class ChampionReplaced(ValueError):
-    """The model that a decision chose was trained anew since."""
-
-
 @dataclass(frozen=True)
 class Champion:
     """The decision of a cutoff, as it is kept on disk.
@@ -78,6 +74,8 @@ class Champion:
         holdout: The cutoff on which everything was graded.
         candidates: Metrics of every candidate.
         incumbent: Metrics of the previous champion on the same hold-out; empty without one.
+        incumbent_identity: Which model that is, also where it could not be graded, of which the
+            reason tells; None where there is no previous champion, or its model is not there.
     """
 
     cutoff: str
@@ -90,6 +88,12 @@ class Champion:
     holdout: str
     candidates: Mapping[str, Mapping[str, float]]
     incumbent: Mapping[str, float]
+    incumbent_identity: ModelIdentity | None = None
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """The model that it chose."""
+        return ModelIdentity(self.model, self.model_cutoff, self.model_version)
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -99,9 +103,12 @@ class Champion:
 
 
 def find_champion(model_store: ModelStore, cutoff: dt.date) -> Champion | None:
-    """The decision of a cutoff, or None where none was made."""
-    path = model_store.manifest_path(CHAMPION_MODEL.name, cutoff.isoformat())
-    return Champion(**json.loads(path.read_text())) if path.exists() else None
+    """The decision of a cutoff, or None where none was made that can be read."""
+    content = model_store.read(CHAMPION_MODEL.name, cutoff.isoformat())
+    if content is None:
+        return None
+    incumbent = content.pop("incumbent_identity", None)  # version 0.1 did not write it down
+    return Champion(**content, incumbent_identity=ModelIdentity(**incumbent) if incumbent else None)
 
 
 def newest_champion(model_store: ModelStore) -> Champion | None:
@@ -124,36 +131,22 @@ def champion_of(calendar: Calendar, model_store: ModelStore, cutoff: dt.date) ->
             f"There is no champion_model for cutoff {cutoff}. Materialize champion_model "
             f"{cutoff} first, for example with `churn backfill --stage models`."
         )
-    manifest = _manifest(model_store, champion)
+    manifest = chosen_manifest(model_store, champion.identity, champion.cutoff)
     require_mature(calendar, manifest, cutoff)
     return manifest
 
 
-def _manifest(model_store: ModelStore, champion: Champion) -> Manifest:
-    """The manifest of the model that a decision names, in exactly that version."""
-    manifest = model_store.manifest(champion.model, champion.model_cutoff)
-    if manifest.version != champion.model_version:
-        raise ChampionReplaced(
-            f"The champion of {champion.cutoff} is {champion.model} of {champion.model_cutoff} in "
-            f"version {champion.model_version}, which was since trained anew as "
-            f"{manifest.version}. Materialize champion_model {champion.cutoff} again."
-        )
-    return manifest
+def incumbent_of(
+    calendar: Calendar, model_store: ModelStore, cutoff: dt.date
+) -> ModelIdentity | None:
+    """The champion of the cutoff before, which the decision of `cutoff` is made against.
 
-
-@dataclass(frozen=True)
-class Incumbent:
-    """The champion of the previous cutoff on this cutoff's hold-out.
-
-    Args:
-        manifest: Which model it is; None where there is none that can score.
-        probabilities: P(churn) of the hold-out's customers.
-        remark: Why there is none; empty where there is one.
+    None where there is none, or where its model is not there as it was written.
     """
-
-    manifest: Manifest | None
-    probabilities: "np.ndarray | None" = None
-    remark: str = ""
+    champion = find_champion(model_store, calendar.shift(cutoff, -1))
+    if champion is None or not model_store.is_whole(champion.model, champion.model_cutoff):
+        return None
+    return champion.identity
 
 
 def choose_champion(
@@ -180,21 +173,30 @@ def choose_champion(
     candidates = {name: model_store.manifest(name, cutoff.isoformat()) for name in models}
     holdout = mature_at(calendar, cutoff)[-1]
     rows = training_rows(store, [holdout])
-    incumbent = _incumbent(calendar, model_store, versions, cutoff, holdout, rows)
+    previous = find_champion(model_store, calendar.shift(cutoff, -1))
+    defending = find_incumbent(
+        calendar,
+        model_store,
+        versions,
+        previous.identity if previous else None,
+        cutoff,
+        holdout,
+        rows,
+    )
     metrics: Mapping[str, float] = {}
-    if incumbent.probabilities is not None:
-        metrics = grade(rows.churned, incumbent.probabilities)
+    if defending.probabilities is not None:
+        metrics = grade(rows.churned, defending.probabilities)
 
     def lead(manifest: Manifest) -> Interval | None:
         said = model_store.holdout_probabilities(manifest)
         # Training data that was made anew since may have other customers.
-        if incumbent.probabilities is None or len(said) != len(rows):
+        if defending.probabilities is None or len(said) != len(rows):
             return None
-        return paired_interval(rows.churned, said, incumbent.probabilities, manifest.seed)
+        return paired_interval(rows.churned, said, defending.probabilities, manifest.seed)
 
     decision = decide_promotion(
         [_graded(m, m.metrics, lead(m)) for m in candidates.values()],
-        _graded(incumbent.manifest, metrics) if incumbent.manifest else None,
+        _graded(defending.manifest, metrics) if defending.manifest else None,
     )
     chosen = model_store.manifest(decision.chosen.model, decision.chosen.cutoff.isoformat())
     champion = Champion(
@@ -203,11 +205,12 @@ def choose_champion(
         model_cutoff=chosen.cutoff,
         model_version=chosen.version,
         promoted=decision.promoted,
-        reason=f"{decision.reason} {incumbent.remark}".strip(),
+        reason=f"{decision.reason} {defending.remark}".strip(),
         challenger=decision.challenger.model if decision.challenger else None,
         holdout=holdout.isoformat(),
         candidates={name: manifest.metrics for name, manifest in candidates.items()},
         incumbent=metrics,
+        incumbent_identity=incumbent_of(calendar, model_store, cutoff),
     )
     return champion, decision
 
@@ -216,36 +219,6 @@ def _graded(
     manifest: Manifest, metrics: Mapping[str, float], lead: Interval | None = None
 ) -> Graded:
     return Graded(manifest.model, parse_key(manifest.cutoff), metrics.get("roc_auc"), lead)
-
-
-def _incumbent(
-    calendar: Calendar,
-    model_store: ModelStore,
-    versions: Mapping[str, str],
-    cutoff: dt.date,
-    holdout: dt.date,
-    rows: Rows,
-) -> Incumbent:
-    """The champion of the cutoff before, and what its fit that had not seen them says of the rows.
-
-    It must be fit to stay at `cutoff`, and there must be such a fit.
-    """
-    previous = calendar.shift(cutoff, -1)
-    champion = find_champion(model_store, previous)
-    if champion is None:
-        return Incumbent(None, remark=f"There is no champion of {previous}.")
-    try:
-        manifest = _manifest(model_store, champion)
-        require_mature(calendar, manifest, cutoff)
-        graded = needs_graded_fit(calendar, manifest, holdout)
-        model = model_store.load(manifest, versions, graded)
-    except (
-        ValueError,  # it was replaced, its features were, or its fits have seen too much
-        FileNotFoundError,
-        ModuleNotFoundError,  # a kind whose package is gone
-    ) as error:
-        return Incumbent(None, remark=f"The champion of {previous} cannot be used: {error}")
-    return Incumbent(manifest, model.probabilities(rows.features))
 
 
 def decision_rows(
@@ -294,7 +267,7 @@ def decision_rows(
 # What decides a champion: who is graded, on which rows and by which fit, and who wins.
 CODE = (
     *(promotion, grades, bootstrap),
-    *(choose_champion, _incumbent, _manifest, _graded, decision_rows),
+    *(choose_champion, incumbent, incumbent_of, _graded, decision_rows),
     *(mature_at, require_mature, needs_graded_fit, training_rows, drawn),
 )
 

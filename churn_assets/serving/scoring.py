@@ -27,7 +27,7 @@ from churn_assets.models.champion import CHAMPION_MODEL, Champion, newest_champi
 from churn_assets.models.estimators import LARGEST, MISSING, FittedModel
 from churn_assets.predictions.churn_predictions import AT_RISK, RETAINED, explainer
 from churn_assets.predictions.reasons import Explainer
-from churn_assets.stores.artefacts import MANIFEST
+from churn_assets.stores.artefacts import MANIFEST, DamagedArtefact, damage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,7 +106,7 @@ class LiveChampion:
                 log.info("The champion is %s of %s.", decision.model, decision.model_cutoff)
             if decision:
                 self.problem = ""
-        except (LookupError, FeatureMismatch) as error:
+        except (LookupError, FeatureMismatch, DamagedArtefact) as error:
             self._keep(str(error))
         except Exception as error:  # whatever is wrong with a model, the one before still works
             log.debug("The champion cannot be loaded.", exc_info=True)
@@ -117,6 +117,7 @@ class LiveChampion:
 
         Raises:
             LookupError: That version is gone.
+            DamagedArtefact: It is not as it was written.
             FeatureMismatch: A feature was changed since it was trained.
         """
         folder = self._store.folder(decision.model, decision.model_cutoff) / decision.model_version
@@ -126,6 +127,8 @@ class LiveChampion:
                 f"{decision.model_version} any more: it was trained anew. Materialize "
                 f"{CHAMPION_MODEL.name} again."
             )
+        if why := damage(folder):
+            raise DamagedArtefact(folder, why)
         manifest = Manifest.from_json((folder / MANIFEST).read_text())
         refuse_other_features(manifest, feature_versions(self._groups))
         model = read_artefact(folder)

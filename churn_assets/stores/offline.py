@@ -10,7 +10,6 @@ killed run leaves the previous partition readable and runs of different partitio
 Nothing here knows features or labels, and no data passes through Python.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from churn_assets.stores.artefacts import ArtefactStore
+from churn_assets.stores.digests import file_digest as file_digest
 from churn_assets.stores.sql import quoted
 from churn_assets.stores.staging import staged
 from churn_assets.stores.tables import Table
@@ -131,18 +131,6 @@ def damage(path: Path) -> str:
     """Why the footer of a Parquet file cannot be read; empty where it can."""
     stat = path.stat()
     return _damage(path, stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache(maxsize=100_000)
-def _digest(path: Path, modified_ns: int, size: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content; read again only when the file was replaced."""
-    stat = path.stat()
-    return _digest(path, stat.st_mtime_ns, stat.st_size)
 
 
 @dataclass(frozen=True)
@@ -362,9 +350,9 @@ class OfflineStore:
 
     def present(self, asset: str) -> Sequence[str | None]:
         """The partitions of an asset that have a file, in order; `[None]` for a whole one."""
-        if self.content(asset, None).exists():
-            return [None]
         table = self.tables.get(asset)
-        if table is not None:
-            return [*self.keys(table)]
-        return [*ArtefactStore(self.home).cutoffs(asset)]
+        if table is None:
+            artefacts = ArtefactStore(self.home)
+            whole = artefacts.read(asset, None) is not None
+            return [None] if whole else [*artefacts.cutoffs(asset)]
+        return [None] if self.path(table, None).exists() else [*self.keys(table)]

@@ -17,12 +17,23 @@ from hypothesis import strategies as st
 from churn_assets.cutoffs import Cadence, Calendar, parse_key
 from churn_assets.models.artefacts import GRADED, Manifest, ModelStore
 from churn_assets.models.candidates import train
-from churn_assets.models.champion import CHAMPION_MODEL, Champion, choose_champion
+from churn_assets.models.champion import (
+    CHAMPION_MODEL,
+    Champion,
+    champion_of,
+    choose_champion,
+    find_champion,
+    incumbent_of,
+    newest_champion,
+)
 from churn_assets.models.estimators import Estimator
+from churn_assets.models.formats import PIPELINE
 from churn_assets.models.grades import grade
+from churn_assets.models.incumbent import ModelIdentity
 from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.models.training_plan import mature_at, needs_graded_fit, training_plan
 from churn_assets.models.training_rows import training_rows
+from churn_assets.stores.artefacts import DamagedArtefact
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.staging import write_text
 from churn_assets.training_data.dataset import LABEL_COLUMNS, TRAINING_DATASET
@@ -254,3 +265,86 @@ def test_the_graded_fit_is_read_back_as_it_was_graded(estimator: Estimator, tmp_
     assert np.array_equal(graded, store.holdout_probabilities(written))
     assert grade(holdout.churned, graded) == written.metrics
     assert not np.array_equal(graded, store.load(written, VERSIONS).probabilities(holdout.features))
+
+
+# Which model it is
+
+
+def test_a_decision_knows_its_incumbent(tmp_path: Path) -> None:
+    calendar = Calendar(dt.date(2025, 1, 1), training_cutoffs=2)
+    first = calendar.first_scored
+    second = calendar.shift(first, 1)
+    store = shop(tmp_path, calendar, [first, second])
+    models = ModelStore(store.home)
+    before, _ = (trained(store, calendar, cutoff) for cutoff in (first, second))
+    assert decide(store, calendar, first).incumbent_identity is None
+    decided = decide(store, calendar, second)
+    assert decided.incumbent_identity == ModelIdentity(before.model, before.cutoff, before.version)
+    assert decided.incumbent_identity == incumbent_of(calendar, models, second)
+    assert find_champion(models, second) == decided
+    text = models.manifest_path(CHAMPION_MODEL.name, decided.cutoff).read_text()
+    assert json.loads(text)["incumbent_identity"] == {
+        "model": before.model,
+        "model_cutoff": before.cutoff,
+        "model_version": before.version,
+    }
+
+    # One that is there and cannot be graded is known too: the decision rests on it.
+    changed = VERSIONS | {"monetary": "another"}
+    ungraded, _ = choose_champion(calendar, store, models, changed, second, [LOGISTIC.name])
+    assert ungraded.incumbent == {}
+    assert ungraded.incumbent_identity == decided.incumbent_identity
+
+    # One that is damaged is not there, and back once it was written again.
+    made = (models.artefact(before) / PIPELINE, models.artefact(before) / GRADED / PIPELINE)
+    for path in made:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1])
+        without = decide(store, calendar, second)
+        assert without.incumbent_identity is None is incumbent_of(calendar, models, second)
+        assert without.incumbent == {}
+        assert f"{before.model} {before.cutoff} is damaged" in without.reason
+        path.write_bytes(whole)
+        assert decide(store, calendar, second) == decided
+
+
+def test_a_decision_of_version_0_1_says_nothing_of_its_incumbent(tmp_path: Path) -> None:
+    calendar = Calendar(dt.date(2025, 1, 1), training_cutoffs=2)
+    store = shop(tmp_path, calendar, [calendar.first_scored])
+    trained(store, calendar, calendar.first_scored)
+    decided = decide(store, calendar, calendar.first_scored)
+    models = ModelStore(store.home)
+    path = models.manifest_path(CHAMPION_MODEL.name, decided.cutoff)
+    content = json.loads(path.read_text())
+    del content["incumbent_identity"]
+    path.write_text(json.dumps(content))
+    assert find_champion(models, calendar.first_scored) == decided
+
+
+def test_a_decision_that_cannot_be_read_counts_as_not_made(tmp_path: Path) -> None:
+    calendar = Calendar(dt.date(2025, 1, 1), training_cutoffs=2)
+    first = calendar.first_scored
+    second = calendar.shift(first, 1)
+    store = shop(tmp_path, calendar, [first, second])
+    models = ModelStore(store.home)
+    for cutoff in (first, second):
+        trained(store, calendar, cutoff)
+        decide(store, calendar, cutoff)
+    path = models.manifest_path(CHAMPION_MODEL.name, second.isoformat())
+    path.write_text(path.read_text()[:-1])
+    assert find_champion(models, second) is None
+    newest = newest_champion(models)
+    assert newest
+    assert newest.cutoff == first.isoformat()
+    with pytest.raises(FileNotFoundError, match="no champion_model for cutoff"):
+        champion_of(calendar, models, second)
+
+
+def test_a_candidate_that_is_damaged_decides_nothing(tmp_path: Path) -> None:
+    calendar = Calendar(dt.date(2025, 1, 1), training_cutoffs=2)
+    cutoff = calendar.first_scored
+    store = shop(tmp_path, calendar, [cutoff])
+    manifest = trained(store, calendar, cutoff)
+    (ModelStore(store.home).artefact(manifest) / PIPELINE).unlink()
+    with pytest.raises(DamagedArtefact, match=f"{manifest.model} {cutoff} .*`churn backfill`"):
+        decide(store, calendar, cutoff)

@@ -7,8 +7,10 @@ import datetime as dt
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -30,6 +32,7 @@ from churn_assets.models import estimators
 from churn_assets.models.artefacts import FeatureMismatch, Manifest, ModelStore
 from churn_assets.models.candidates import MODELS, Trained, train
 from churn_assets.models.estimators import Estimator, Rows, fit, trial
+from churn_assets.models.formats import PIPELINE
 from churn_assets.models.grades import grade
 from churn_assets.models.kinds import ESTIMATORS, EXTRA_ESTIMATORS
 from churn_assets.models.metrics import Economics
@@ -37,6 +40,7 @@ from churn_assets.models.training_plan import training_plan
 from churn_assets.models.training_rows import training_rows
 from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
 from churn_assets.settings import Settings, SettingsError
+from churn_assets.stores.artefacts import DIGESTS, DamagedArtefact
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.tables import Column
 from churn_assets.training_data.dataset import LABEL_COLUMNS, TRAINING_DATASET
@@ -391,6 +395,46 @@ def test_a_killed_write_leaves_the_previous_model(tmp_path: Path, monkeypatch: p
     third = write(store, train(ESTIMATORS[0], COLUMNS, VERSIONS, plan, lambda _: rows(seed=6), 7))
     folders = {p.name for p in store.folder(first.model, first.cutoff).iterdir() if p.is_dir()}
     assert folders == {second.version, third.version}
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "half of the pipeline": lambda f: f.write_bytes(f.read_bytes()[: f.stat().st_size // 2]),
+    "nothing of the pipeline": lambda f: f.write_bytes(b""),
+    "a flipped byte": lambda f: f.write_bytes(f.read_bytes()[:-99] + b"!" + f.read_bytes()[-98:]),
+    "no pipeline": lambda f: f.rename(f.with_name("elsewhere")),
+    "no version": lambda f: shutil.rmtree(f.parent),
+    "no digests": lambda f: (f.write_bytes(b"PK"), (f.parent / DIGESTS).unlink()),
+}
+
+
+# With its pipeline in one file and in two.
+@each(ESTIMATORS[0], ESTIMATORS[3])
+def test_a_damaged_model_says_which_it_is_and_how_to_make_it_again(
+    estimator: Estimator, tmp_path: Path
+):
+    store, plan = ModelStore(tmp_path), training_plan(CALENDAR, dt.date(2025, 6, 1))
+    trained = train(estimator, COLUMNS, VERSIONS, plan, lambda _: rows(), 7)
+    written = write(store, trained)
+    for damage in DAMAGES.values():
+        assert store.is_whole(estimator.name, "2025-06-01")
+        damage(store.artefact(written) / PIPELINE)
+        with pytest.raises(DamagedArtefact, match=f"{estimator.name} 2025-06-01 .*churn backfill`"):
+            store.load(written, VERSIONS)
+        if (store.artefact(written) / DIGESTS).exists() or damage is DAMAGES["no version"]:
+            assert not store.is_whole(estimator.name, "2025-06-01")
+        else:  # as version 0.1 wrote it, and the command begins with the removal
+            shutil.rmtree(store.artefact(written))
+        assert write(store, trained) == written
+        store.load(written, VERSIONS)
+
+
+def test_a_model_without_a_folder_is_not_there(tmp_path: Path):
+    store, plan = ModelStore(tmp_path), training_plan(CALENDAR, dt.date(2025, 6, 1))
+    written = write(store, train(ESTIMATORS[0], COLUMNS, VERSIONS, plan, lambda _: rows(), 7))
+    shutil.rmtree(store.folder(written.model, written.cutoff))
+    assert not store.is_whole(written.model, written.cutoff)
+    assert store.find(written.model, written.cutoff) is None
+    assert store.cutoffs(written.model) == []
 
 
 @each(*EXTRA_ESTIMATORS.values())
