@@ -403,7 +403,10 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a flipped byte": lambda f: f.write_bytes(f.read_bytes()[:-99] + b"!" + f.read_bytes()[-98:]),
     "no pipeline": lambda f: f.rename(f.with_name("elsewhere")),
     "no version": lambda f: shutil.rmtree(f.parent),
-    "no digests": lambda f: (f.write_bytes(b"PK"), (f.parent / DIGESTS).unlink()),
+    "no digests": lambda f: (
+        f.write_bytes(b"PK"),
+        (f.parent / DIGESTS).rename(f.parent / "digests"),
+    ),
 }
 
 
