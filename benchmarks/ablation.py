@@ -14,10 +14,11 @@ import numpy as np
 
 from churn_assets.cutoffs import parse_key, utc_now
 from churn_assets.features import feature_columns, feature_groups, feature_versions
+from churn_assets.models.bootstrap import paired_interval
 from churn_assets.models.candidates import train
 from churn_assets.models.estimators import Rows
+from churn_assets.models.grades import grade
 from churn_assets.models.kinds import ESTIMATORS
-from churn_assets.models.metrics import Economics, grade, paired_interval
 from churn_assets.models.training_plan import TrainingPlan, training_plan
 from churn_assets.models.training_rows import training_rows
 from churn_assets.operations.installation import offline_store
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("group", choices=[group.name for group in GROUPS])
     without = parser.parse_args().group
     settings = Settings.read()
-    store, economics = offline_store(settings), Economics.of(settings)
+    store = offline_store(settings)
     all_columns = feature_columns(GROUPS)
     left_out = {f.name for group in GROUPS if group.name == without for f in group.features}
     fewer = [column for column in all_columns if column.name not in left_out]
@@ -65,17 +66,13 @@ def main() -> None:
                     feature_versions(GROUPS),
                     plan,
                     read,
-                    economics,
                     settings.seed,
                 )
-                said[complete].append(trained.holdout)
+                said[complete].append(trained.tried.probabilities)
             labels.append(read((plan.holdout,)).churned)
         aucs = {
             complete: np.mean(
-                [
-                    grade(y, p, economics)["roc_auc"]
-                    for y, p in zip(labels, said[complete], strict=True)
-                ]
+                [grade(y, p)["roc_auc"] for y, p in zip(labels, said[complete], strict=True)]
             )
             for complete in said
         }

@@ -20,6 +20,7 @@ from churn_assets.models.artefacts import Manifest, ModelStore
 from churn_assets.models.champion import Champion
 from churn_assets.models.estimators import fit
 from churn_assets.models.kinds import ESTIMATORS
+from churn_assets.models.metrics import Economics
 from churn_assets.models.training_rows import training_rows
 from churn_assets.online.publishing import publish
 from churn_assets.online.server import redis_url
@@ -80,7 +81,6 @@ def choose(shop: Shop, model: str, cutoff: dt.date) -> Manifest:
         training_cutoffs=TRAINING,
         holdout=TRAINING[-1],
         metrics={},
-        threshold=0.6,
         rounds=20,
         rows=len(rows),
         seed=7,
@@ -120,7 +120,9 @@ def online_table(shop: Shop) -> pa.Table:
     manifest = models.manifest("xgboost_model", CUTOFF.isoformat())
     features = population_features(GROUPS, store, CUTOFF)
     model = models.load(manifest, feature_versions(GROUPS))
-    predictions = predict(manifest, model, explainer(GROUPS, manifest, model, 90), features)
+    explains = explainer(GROUPS, manifest, model, 90)
+    threshold = Economics.of(shop.settings).threshold
+    predictions = predict(manifest, model, explains, features, threshold)
     with store.connect() as connection:
         connection.register("predictions", predictions)
         joins = " ".join(

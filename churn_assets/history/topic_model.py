@@ -26,7 +26,7 @@ from churn_assets.history.text_models import TextModel
 from churn_assets.history.text_vectors import Vectors
 from churn_assets.history.topics import TopicModel
 from churn_assets.sources.tables import REVIEWS
-from churn_assets.stores.artefacts import ArtefactStore
+from churn_assets.stores.artefacts import ArtefactStore, DamagedArtefact, damage
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.provenance import code_digest, current_provenance
 from churn_assets.stores.retries import connections_are_retried
@@ -68,8 +68,8 @@ TextModels = tuple[TopicModel | None, TextModel | None]
 
 def find_topics(artefacts: ArtefactStore) -> TopicManifest | None:
     """The manifest of the current topic model, or None where none was fitted yet."""
-    path = artefacts.manifest_path(TOPIC_MODEL, None)
-    return TopicManifest(**json.loads(path.read_text())) if path.exists() else None
+    content = artefacts.read(TOPIC_MODEL, None)
+    return None if content is None else TopicManifest(**content)
 
 
 def load_topics(artefacts: ArtefactStore, manifest: TopicManifest) -> TopicModel | None:
@@ -100,7 +100,15 @@ def load_models(artefacts: ArtefactStore, manifest: TopicManifest, vectors: Vect
 
 
 def _folder(artefacts: ArtefactStore, manifest: TopicManifest) -> Path:
-    return artefacts.folder(TOPIC_MODEL, None) / manifest.version
+    """The folder with the files of a topic model.
+
+    Raises:
+        DamagedArtefact: They are not as they were written.
+    """
+    folder = artefacts.folder(TOPIC_MODEL, None) / manifest.version
+    if why := damage(folder):
+        raise DamagedArtefact(folder, why, "churn backfill --stage topics")
+    return folder
 
 
 def slices_of_topics(calendar: Calendar) -> list[str]:
@@ -199,7 +207,10 @@ class TopicFitter:
         """
         store = self.store
         before = find_topics(self.artefacts)
-        previous = load_topics(self.artefacts, before) if before else None
+        try:
+            previous = load_topics(self.artefacts, before) if before else None
+        except DamagedArtefact:
+            previous = None  # it is what is made again
         made_from = current_provenance(store, TOPIC_MODEL, None)
         manifest, model = fit_topic_model(store, self.calendar, self.seed, self.vectors, made_from)
         matches = topics.match_topics(previous, model) if previous and model else []

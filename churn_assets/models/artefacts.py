@@ -1,10 +1,11 @@
 """Model artefacts: the files of a trained model, and the manifest that says what it is.
 
-Grain: one artefact per kind of model and cutoff, in the folders of `stores.artefacts`. Besides the
-pipeline (`models.formats`) it holds what the graded fit said of the hold-out's customers, which
-pairs it with other models. The formats differ from write to write (skops writes memory addresses),
-so the version is a digest of what the model says and of the manifest: equal data, seed and
-libraries reproduce it.
+Grain: one artefact per kind of model and cutoff, in the folders of `stores.artefacts`. It holds two
+fits (`models.formats`): the one that is used and, in a folder within, the earlier one that was
+graded, with what that said of the hold-out's customers. Its probabilities pair it with other
+models, and as an incumbent it is graded again on a later hold-out. The formats differ from write to
+write (skops writes memory addresses), so the version is a digest of what the model says and of the
+manifest: equal data, seed and libraries reproduce it.
 
 Nothing here fits, grades or chooses.
 """
@@ -15,18 +16,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from churn_assets.cutoffs import parse_key
-from churn_assets.models.estimators import FittedModel
+from churn_assets.models.estimators import FittedModel, Trial
 from churn_assets.models.formats import libraries, read_pipeline, write_pipeline
-from churn_assets.stores.artefacts import MANIFEST, ArtefactStore
+from churn_assets.stores.artefacts import MANIFEST, ArtefactStore, DamagedArtefact, damage
 from churn_assets.stores.tables import Column
 
 if TYPE_CHECKING:
     import numpy as np
 
 HOLDOUT = "holdout.npy"
+GRADED = "graded"
 
 
 class FeatureMismatch(ValueError):
@@ -37,15 +40,18 @@ class FeatureMismatch(ValueError):
 class Manifest:
     """What a model is and where it comes from.
 
+    What contacting a customer is worth is no part of it: predictions alone have a threshold.
+
     Args:
         model: The model asset's name.
         cutoff: The cutoff that it was trained for.
         columns: Its features: name, type, description and unit, in order.
         feature_versions: The version of each feature's definition.
         training_cutoffs: The cutoffs it was fitted on, the hold-out included.
+        graded_cutoffs: Those of the graded fit; empty where that was not kept, as by version 0.1.
+        horizon_days: The horizon of their labels; 0 where version 0.1 did not write it down.
         holdout: The cutoff on which the metrics were measured, by a fit that had not seen it.
-        metrics: See `models.metrics.grade`; of that earlier fit.
-        threshold: The probability from which a customer counts as CHURN RISK.
+        metrics: See `models.grades.grade`; of that earlier fit.
         rounds: Boosting rounds; 0 without boosting.
         tuned: Hyperparameters that tuning chose; empty where the defaults were kept.
         rows: Training rows.
@@ -54,7 +60,7 @@ class Manifest:
         seed: Of everything drawn at random.
         fallback: Why it is the base rate; empty where it is not.
         libraries: Versions of the libraries that fitted it.
-        state: Digest of its probabilities for the customers of the hold-out.
+        state: Digest of both fits' probabilities for the customers of the hold-out.
         version: Digest of all of the above.
         provenance: What it was made from: code version and a digest of the input files.
     """
@@ -66,11 +72,12 @@ class Manifest:
     training_cutoffs: tuple[str, ...]
     holdout: str
     metrics: Mapping[str, float]
-    threshold: float
     rounds: int
     rows: int
     seed: int
     fallback: str
+    graded_cutoffs: tuple[str, ...] = ()
+    horizon_days: int = 0
     libraries: Mapping[str, str] = field(default_factory=dict)
     state: str = ""
     tuned: Mapping[str, Any] = field(default_factory=dict)
@@ -81,9 +88,15 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        content: dict[str, Any] = json.loads(text)
+        return cls.of(json.loads(text))
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "Manifest":
+        """The manifest of a JSON object."""
+        content.pop("threshold", None)  # as version 0.1 wrote it
         content["columns"] = tuple(Column(**column) for column in content["columns"])
-        content["training_cutoffs"] = tuple(content["training_cutoffs"])
+        for name in ("training_cutoffs", "graded_cutoffs"):
+            content[name] = tuple(content.get(name, ()))
         return cls(**content)
 
     @property
@@ -95,25 +108,24 @@ class Manifest:
 class ModelStore(ArtefactStore):
     """The models of an installation."""
 
-    def write(
-        self, manifest: Manifest, model: FittedModel, holdout: "np.ndarray | None" = None
-    ) -> Manifest:
+    def write(self, manifest: Manifest, model: FittedModel, tried: Trial | None = None) -> Manifest:
         """Publish a model, and give its manifest with libraries, digests and version filled in.
 
         Args:
             manifest: What the model is.
-            model: The fitted model.
-            holdout: P(churn) of the hold-out's customers by the fit that was graded, for pairing.
+            model: The fit that is used.
+            tried: The fit that was graded, where it is kept.
         """
         import numpy as np
 
         def write_files(folder: Path) -> None:
             write_pipeline(model.pipeline, folder)
-            np.save(folder / HOLDOUT, [] if holdout is None else holdout, allow_pickle=False)
+            np.save(folder / HOLDOUT, tried.probabilities if tried else [], allow_pickle=False)
+            if tried:
+                (folder / GRADED).mkdir()
+                write_pipeline(tried.model.pipeline, folder / GRADED)
 
-        manifest = replace(manifest, libraries=libraries(model.pipeline))
-        content = json.dumps(asdict(replace(manifest, provenance={})), sort_keys=True)
-        manifest = replace(manifest, version=hashlib.sha256(content.encode()).hexdigest()[:16])
+        manifest = versioned(replace(manifest, libraries=libraries(model.pipeline)))
         self.publish(
             self.folder(manifest.model, manifest.cutoff),
             manifest.version,
@@ -124,8 +136,8 @@ class ModelStore(ArtefactStore):
 
     def find(self, model: str, cutoff: str) -> Manifest | None:
         """The manifest of a model, or None where there is no such model."""
-        path = self.manifest_path(model, cutoff)
-        return Manifest.from_json(path.read_text()) if path.exists() else None
+        content = self.read(model, cutoff)
+        return None if content is None else Manifest.of(content)
 
     def manifest(self, model: str, cutoff: str) -> Manifest:
         """The manifest of a model.
@@ -142,28 +154,45 @@ class ModelStore(ArtefactStore):
         return manifest
 
     def holdout_probabilities(self, manifest: Manifest) -> "np.ndarray":
-        """What the graded fit said of the hold-out, in the order of its customers."""
+        """What the graded fit said of the hold-out, in the order of its customers.
+
+        Raises:
+            DamagedArtefact: The model is not as it was written.
+        """
         import numpy as np
 
-        probabilities: np.ndarray = np.load(self.artefact(manifest) / HOLDOUT, allow_pickle=False)
+        folder = self.artefact(manifest)
+        if why := damage(folder):
+            raise DamagedArtefact(folder, why)
+        probabilities: np.ndarray = np.load(folder / HOLDOUT, allow_pickle=False)
         return probabilities
 
     def artefact(self, manifest: Manifest) -> Path:
         """The folder with a model's files."""
         return self.folder(manifest.model, manifest.cutoff) / manifest.version
 
-    def load(self, manifest: Manifest, feature_versions: Mapping[str, str]) -> FittedModel:
+    def load(
+        self, manifest: Manifest, feature_versions: Mapping[str, str], graded: bool = False
+    ) -> FittedModel:
         """A model, provided that the features are still those it was trained on.
 
         Args:
             manifest: Says which.
             feature_versions: The version of every feature as it is defined now.
+            graded: Gives the fit that was graded instead of the one that is used.
 
         Raises:
             FeatureMismatch: A feature was changed or removed since.
+            DamagedArtefact: It is not as it was written.
         """
         refuse_other_features(manifest, feature_versions)
-        return read_artefact(self.artefact(manifest))
+        return read_artefact(self.artefact(manifest), graded)
+
+
+def versioned(manifest: Manifest) -> Manifest:
+    """The manifest with its version: a digest of all of it but the provenance."""
+    content = json.dumps(asdict(replace(manifest, provenance={})), sort_keys=True)
+    return replace(manifest, version=hashlib.sha256(content.encode()).hexdigest()[:16])
 
 
 def refuse_other_features(manifest: Manifest, feature_versions: Mapping[str, str]) -> None:
@@ -181,7 +210,21 @@ def refuse_other_features(manifest: Manifest, feature_versions: Mapping[str, str
         )
 
 
-def read_artefact(folder: Path) -> FittedModel:
-    """The model in an artefact folder, whatever the features are now."""
+def read_artefact(folder: Path, graded: bool = False) -> FittedModel:
+    """The model in an artefact folder, whatever the features are now; see `ModelStore.load`.
+
+    Raises:
+        DamagedArtefact: It is not as it was written, or cannot be read.
+        ModuleNotFoundError: The package of its classifier is not installed.
+    """
+    if why := damage(folder):
+        raise DamagedArtefact(folder, why)
     manifest = Manifest.from_json((folder / MANIFEST).read_text())
-    return FittedModel(manifest.columns, read_pipeline(folder), manifest.fallback)
+    try:
+        pipeline = read_pipeline(folder / GRADED if graded else folder)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # each library has its own for a file that is cut short
+        why = f"{type(error).__name__} when it was read: {error}"
+        raise DamagedArtefact(folder, why, f"rm -r {quote(str(folder))}; churn backfill") from error
+    return FittedModel(manifest.columns, pipeline, manifest.fallback)

@@ -3,8 +3,10 @@
 Grain: one model per kind and scored cutoff `C`. The hold-out `H` is the newest mature cutoff. A
 model is fitted on the cutoffs that were mature at `H` (the embargo: their labels end before the
 features of `H` begin to be judged), graded on `H`, and then refitted on the cutoffs that are mature
-at `C`, `H` included; the refit is what is kept. The grade is therefore that of an earlier fit, and
-for boosting slightly flattering, because the number of rounds was chosen on `H` too.
+at `C`, `H` included; the refit is what is used. The grade is therefore that of an earlier fit, and
+for boosting slightly flattering, because the number of rounds was chosen on `H` too. The graded fit
+is kept beside the refit: as an incumbent the model is graded on a later hold-out, whose outcomes
+the refit may have seen.
 
 Models read the training dataset and no feature, label or prediction of `C` or later. Files are in
 `models.artefacts`, runs in `models.runs`.
@@ -16,24 +18,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.features import Groups, feature_columns, feature_versions
-from churn_assets.models import estimators, tuning
+from churn_assets.models import estimators, grades, tuning
 from churn_assets.models import kinds as kinds_of_model
-from churn_assets.models.artefacts import Manifest, ModelStore
+from churn_assets.models.artefacts import Manifest, ModelStore, versioned
 from churn_assets.models.estimators import Estimator, FittedModel, Rows, Trial, fit, trial
 from churn_assets.models.evaluation import Evaluation, evaluate
+from churn_assets.models.grades import grade
 from churn_assets.models.kinds import ESTIMATORS
-from churn_assets.models.metrics import Economics, grade
+from churn_assets.models.metrics import Economics
 from churn_assets.models.model_page import model_metadata, parameters
 from churn_assets.models.runs import ModelRuns
-from churn_assets.models.training_plan import TrainingPlan, training_plan
+from churn_assets.models.training_plan import TrainingPlan, mature_at, training_plan
 from churn_assets.models.training_rows import (
     MOST_TRAINING_ROWS,
+    TARGET,
+    drawn,
     rows_digest,
     training_rows,
     typical_values,
@@ -45,9 +49,6 @@ from churn_assets.stores.retries import connections_are_retried
 from churn_assets.stores.tables import Column, sql_version
 from churn_assets.training_data.dataset import TRAINING_DATASET
 
-if TYPE_CHECKING:
-    import numpy as np
-
 MODELS = tuple(estimator.name for estimator in ESTIMATORS)
 
 
@@ -57,13 +58,13 @@ class Trained:
 
     Args:
         manifest: What it is.
-        model: The model that is kept.
-        holdout: P(churn) of the hold-out's customers by that fit.
+        model: The fit that is used.
+        tried: The earlier fit, which was graded.
     """
 
     manifest: Manifest
     model: FittedModel
-    holdout: "np.ndarray"
+    tried: Trial
 
 
 def train(
@@ -72,7 +73,6 @@ def train(
     versions: Mapping[str, str],
     plan: TrainingPlan,
     read: Callable[[tuple[dt.date, ...]], Rows],
-    economics: Economics,
     seed: int,
 ) -> Trained:
     """Fit, grade on the hold-out and refit one kind of model.
@@ -83,7 +83,6 @@ def train(
         versions: The version of each feature's definition.
         plan: The cutoffs.
         read: Gives the training rows of cutoffs.
-        economics: Decides the threshold.
         seed: Of everything drawn at random.
 
     Raises:
@@ -99,16 +98,17 @@ def train(
             "later, set CHURN_START to its first day; `churn inspect` shows it."
         )
     model = fit(estimator, columns, rows, seed, tried.rounds)
-    said = model.probabilities(holdout.features)
+    said = (model.probabilities(holdout.features), tried.probabilities)
     manifest = Manifest(
         model=estimator.name,
         cutoff=plan.cutoff.isoformat(),
         columns=tuple(columns),
         feature_versions={column.name: versions[column.name] for column in columns},
         training_cutoffs=tuple(day.isoformat() for day in plan.refit),
+        graded_cutoffs=tuple(day.isoformat() for day in plan.fit),
+        horizon_days=plan.horizon_days,
         holdout=plan.holdout.isoformat(),
-        metrics=grade(holdout.churned, tried.probabilities, economics),
-        threshold=economics.threshold,
+        metrics=grade(holdout.churned, tried.probabilities),
         rounds=tried.rounds,
         tuned=estimator.parameters,
         rows=len(rows),
@@ -116,11 +116,11 @@ def train(
         typical=typical_values(rows.features, columns),
         seed=seed,
         # The grade is the base rate's where the first fit fell back.
-        fallback=model.fallback or tried.fallback,
-        # By what it says: the bytes of a fitted object differ with the process that made it.
-        state=hashlib.sha256(said.tobytes()).hexdigest(),
+        fallback=model.fallback or tried.model.fallback,
+        # By what they say: the bytes of a fitted object differ with the process that made it.
+        state=hashlib.sha256(b"".join(p.tobytes() for p in said)).hexdigest(),
     )
-    return Trained(manifest, model, tried.probabilities)
+    return Trained(manifest, model, tried)
 
 
 def train_all(
@@ -130,7 +130,6 @@ def train_all(
     plans: Sequence[TrainingPlan],
     store: OfflineStore,
     economics: Economics,
-    horizon_days: int,
     seed: int,
     candidates: int = 0,
 ) -> Iterator[tuple[Trained, Evaluation, Tuning]]:
@@ -150,15 +149,15 @@ def train_all(
             estimator, columns, plan.folds, partial(training_rows, store), candidates, seed
         )
         chosen = replace(estimator, parameters=tuned.parameters)
-        trained = train(chosen, columns, versions, plan, read, economics, seed)
+        trained = train(chosen, columns, versions, plan, read, seed)
         evaluation = evaluate(
             chosen,
             trained.model,
             read(plan.fit),
             read((plan.holdout,)),
-            Trial(trained.holdout, trained.manifest.rounds),
+            trained.tried,
             economics,
-            horizon_days,
+            plan.horizon_days,
             seed,
             subject=f"{estimator.name} of {plan.cutoff}, hold-out {plan.holdout}",
         )
@@ -171,6 +170,16 @@ def train_all(
     return trained
 
 
+# What decides which model a cutoff gets: which rows, how split, fitted and graded, under what name.
+# Constants that functions refer to are beside it in the code version.
+CODE = (
+    *(estimators, kinds_of_model, grades),
+    *(TrainingPlan, training_plan, mature_at),
+    *(training_rows, drawn, rows_digest, typical_values),
+    *(train, versioned),
+)
+
+
 def assets(
     groups: Groups,
     calendar: Calendar,
@@ -181,7 +190,10 @@ def assets(
     kinds: Sequence[Estimator] = ESTIMATORS,
     candidates: int = 0,
 ) -> list[dg.AssetsDefinition]:
-    """One asset per kind of model; see `tuning.tune` for the candidates."""
+    """One asset per kind of model; see `tuning.tune` for the candidates.
+
+    Economics decide what is shown of a model, not what it is.
+    """
     model_store = ModelStore(store.home)
     columns, versions = feature_columns(groups), feature_versions(groups)
 
@@ -193,10 +205,10 @@ def assets(
             partitions_def=calendar.scored_cutoffs,
             backfill_policy=dg.BackfillPolicy.single_run(),
             code_version=sql_version(
-                code_digest(estimators, kinds_of_model),
-                f"{economics} {seed} {calendar.training_cutoffs} {MOST_TRAINING_ROWS}",
+                code_digest(*CODE),
+                f"{seed} {calendar.training_cutoffs} {MOST_TRAINING_ROWS} {TARGET}",
                 *(f"{name} {version}" for name, version in versions.items()),
-                *([code_digest(tuning), str(candidates)] if candidates else []),
+                *([code_digest(tuning, train_all), str(candidates)] if candidates else []),
             ),
             group_name="models",
             kinds={estimator.library.replace("-", ""), "mlflow"},
@@ -214,22 +226,21 @@ def assets(
                 plans,
                 store,
                 economics,
-                calendar.horizon_days,
                 seed,
                 candidates,
             )
             for key, (made, evaluation, tuned) in zip(context.partition_keys, trained, strict=True):
                 manifest = replace(made.manifest, provenance=made_from(key))
-                manifest = model_store.write(manifest, made.model, made.holdout)
+                manifest = model_store.write(manifest, made.model, made.tried)
                 with connections_are_retried():
                     run_id = tracking.record(
                         manifest,
-                        parameters(manifest, made.model),
+                        parameters(manifest, made.model, economics.threshold),
                         context.run.run_id,
                         evaluation=evaluation,
                     )
                 seconds, began = time.monotonic() - began, time.monotonic()
-                metadata = model_metadata(manifest, evaluation, tracking, run_id)
+                metadata = model_metadata(manifest, evaluation, economics, tracking, run_id)
                 metadata |= {"seconds": seconds}
                 if tuned.summary:
                     context.log.info(f"{estimator.name} {key}: {tuned.summary}")

@@ -3,7 +3,8 @@
 Grain: one decision per scored cutoff `C`, kept as JSON beside the models, and for people as table
 `champion_model` with a row per model that was graded. The incumbent is the champion of the previous
 scored cutoff, read from its decision on disk and never from a registry, so a backfill cannot meet a
-model from its future. What decides is the pure function in `models.promotion`.
+model from its future. It is graded by a fit that had not seen the outcomes of the hold-out. What
+decides is the pure function in `models.promotion`.
 """
 
 import datetime as dt
@@ -17,14 +18,16 @@ import dagster as dg
 
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.features import Groups, feature_versions
-from churn_assets.models import promotion
-from churn_assets.models.artefacts import FeatureMismatch, Manifest, ModelStore
+from churn_assets.models import bootstrap, grades, incumbent, promotion
+from churn_assets.models.artefacts import Manifest, ModelStore
+from churn_assets.models.bootstrap import RESAMPLES, Interval, paired_interval
 from churn_assets.models.candidates import MODELS
-from churn_assets.models.metrics import Economics, Interval, grade, paired_interval
+from churn_assets.models.grades import grade
+from churn_assets.models.incumbent import ModelIdentity, chosen_manifest, find_incumbent
 from churn_assets.models.promotion import Decision, Graded, decide_promotion
 from churn_assets.models.runs import CHALLENGER, CHAMPION, ModelRuns
-from churn_assets.models.training_plan import mature_at, require_mature
-from churn_assets.models.training_rows import training_rows
+from churn_assets.models.training_plan import mature_at, needs_graded_fit, require_mature
+from churn_assets.models.training_rows import MOST_TRAINING_ROWS, TARGET, drawn, training_rows
 from churn_assets.stores.catalog import READS_PREVIOUS
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.pages import markdown
@@ -34,7 +37,7 @@ from churn_assets.stores.staging import write_text
 from churn_assets.stores.tables import CUTOFF, Column, Table, sql_version
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 GRADES = ("roc_auc", "pr_auc", "brier", "log_loss", "calibration_error", "lift_at_10_percent")
 CHAMPION_MODEL = Table(
@@ -57,10 +60,6 @@ CHAMPION_MODEL = Table(
 )
 
 
-class ChampionReplaced(ValueError):
-    """The model that a decision chose was trained anew since."""
-
-
 @dataclass(frozen=True)
 class Champion:
     """The decision of a cutoff, as it is kept on disk.
@@ -76,6 +75,8 @@ class Champion:
         holdout: The cutoff on which everything was graded.
         candidates: Metrics of every candidate.
         incumbent: Metrics of the previous champion on the same hold-out; empty without one.
+        incumbent_identity: Which model that is, also where it could not be graded, of which the
+            reason tells; None where there is no previous champion, or its model is not there.
     """
 
     cutoff: str
@@ -88,6 +89,12 @@ class Champion:
     holdout: str
     candidates: Mapping[str, Mapping[str, float]]
     incumbent: Mapping[str, float]
+    incumbent_identity: ModelIdentity | None = None
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """The model that it chose."""
+        return ModelIdentity(self.model, self.model_cutoff, self.model_version)
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -97,9 +104,12 @@ class Champion:
 
 
 def find_champion(model_store: ModelStore, cutoff: dt.date) -> Champion | None:
-    """The decision of a cutoff, or None where none was made."""
-    path = model_store.manifest_path(CHAMPION_MODEL.name, cutoff.isoformat())
-    return Champion(**json.loads(path.read_text())) if path.exists() else None
+    """The decision of a cutoff, or None where none was made that can be read."""
+    content = model_store.read(CHAMPION_MODEL.name, cutoff.isoformat())
+    if content is None:
+        return None
+    incumbent = content.pop("incumbent_identity", None)  # version 0.1 did not write it down
+    return Champion(**content, incumbent_identity=ModelIdentity(**incumbent) if incumbent else None)
 
 
 def newest_champion(model_store: ModelStore) -> Champion | None:
@@ -122,30 +132,27 @@ def champion_of(calendar: Calendar, model_store: ModelStore, cutoff: dt.date) ->
             f"There is no champion_model for cutoff {cutoff}. Materialize champion_model "
             f"{cutoff} first, for example with `churn backfill --stage models`."
         )
-    manifest = model_store.manifest(champion.model, champion.model_cutoff)
-    if manifest.version != champion.model_version:
-        raise ChampionReplaced(
-            f"The champion of {cutoff} is {champion.model} of {champion.model_cutoff} in version "
-            f"{champion.model_version}, which was since trained anew as {manifest.version}. "
-            f"Materialize champion_model {cutoff} again."
-        )
+    manifest = chosen_manifest(model_store, champion.identity, champion.cutoff)
     require_mature(calendar, manifest, cutoff)
     return manifest
 
 
-@dataclass(frozen=True)
-class Incumbent:
-    """The champion of the previous cutoff on this cutoff's hold-out.
+def incumbent_of(
+    calendar: Calendar, store: OfflineStore, model_store: ModelStore, cutoff: dt.date
+) -> ModelIdentity | None:
+    """The champion of the cutoff before, which the decision of `cutoff` is made against.
 
-    Args:
-        manifest: Which model it is; None where there is none that can score.
-        probabilities: P(churn) of the hold-out's customers.
-        remark: Why there is none; empty where there is one.
+    None where there is none, where its model is not there as it was written, or where that was made
+    under other definitions.
     """
-
-    manifest: Manifest | None
-    probabilities: "np.ndarray | None" = None
-    remark: str = ""
+    champion = find_champion(model_store, calendar.shift(cutoff, -1))
+    if (
+        champion is None
+        or not model_store.is_whole(champion.model, champion.model_cutoff)
+        or store.is_redefined(champion.model, champion.model_cutoff)
+    ):
+        return None
+    return champion.identity
 
 
 def choose_champion(
@@ -154,7 +161,6 @@ def choose_champion(
     model_store: ModelStore,
     versions: Mapping[str, str],
     cutoff: dt.date,
-    economics: Economics,
     models: Sequence[str] = MODELS,
 ) -> tuple[Champion, Decision]:
     """Grade the previous champion on this cutoff's hold-out and decide against the candidates.
@@ -165,7 +171,6 @@ def choose_champion(
         model_store: Has the models and decisions.
         versions: The version of every feature as it is defined now.
         cutoff: The cutoff of the decision.
-        economics: Decides the threshold.
         models: The kinds that are candidates.
 
     Raises:
@@ -174,23 +179,32 @@ def choose_champion(
     candidates = {name: model_store.manifest(name, cutoff.isoformat()) for name in models}
     holdout = mature_at(calendar, cutoff)[-1]
     rows = training_rows(store, [holdout])
-    incumbent = _incumbent(
-        calendar, model_store, versions, calendar.shift(cutoff, -1), rows.features
+    previous = find_champion(model_store, calendar.shift(cutoff, -1))
+    defending = find_incumbent(
+        calendar,
+        model_store,
+        versions,
+        previous.identity if previous else None,
+        cutoff,
+        holdout,
+        rows,
+        is_redefined=previous is not None
+        and store.is_redefined(previous.model, previous.model_cutoff),
     )
     metrics: Mapping[str, float] = {}
-    if incumbent.probabilities is not None:
-        metrics = grade(rows.churned, incumbent.probabilities, economics)
+    if defending.probabilities is not None:
+        metrics = grade(rows.churned, defending.probabilities)
 
     def lead(manifest: Manifest) -> Interval | None:
         said = model_store.holdout_probabilities(manifest)
         # Training data that was made anew since may have other customers.
-        if incumbent.probabilities is None or len(said) != len(rows):
+        if defending.probabilities is None or len(said) != len(rows):
             return None
-        return paired_interval(rows.churned, said, incumbent.probabilities, manifest.seed)
+        return paired_interval(rows.churned, said, defending.probabilities, manifest.seed)
 
     decision = decide_promotion(
         [_graded(m, m.metrics, lead(m)) for m in candidates.values()],
-        _graded(incumbent.manifest, metrics) if incumbent.manifest else None,
+        _graded(defending.manifest, metrics) if defending.manifest else None,
     )
     chosen = model_store.manifest(decision.chosen.model, decision.chosen.cutoff.isoformat())
     champion = Champion(
@@ -199,11 +213,12 @@ def choose_champion(
         model_cutoff=chosen.cutoff,
         model_version=chosen.version,
         promoted=decision.promoted,
-        reason=f"{decision.reason} {incumbent.remark}".strip(),
+        reason=f"{decision.reason} {defending.remark}".strip(),
         challenger=decision.challenger.model if decision.challenger else None,
         holdout=holdout.isoformat(),
         candidates={name: manifest.metrics for name, manifest in candidates.items()},
         incumbent=metrics,
+        incumbent_identity=incumbent_of(calendar, store, model_store, cutoff),
     )
     return champion, decision
 
@@ -212,29 +227,6 @@ def _graded(
     manifest: Manifest, metrics: Mapping[str, float], lead: Interval | None = None
 ) -> Graded:
     return Graded(manifest.model, parse_key(manifest.cutoff), metrics.get("roc_auc"), lead)
-
-
-def _incumbent(
-    calendar: Calendar,
-    model_store: ModelStore,
-    versions: Mapping[str, str],
-    previous: dt.date,
-    holdout: Any,
-) -> Incumbent:
-    """The champion of the previous cutoff and what it says of the hold-out's features."""
-    if find_champion(model_store, previous) is None:
-        return Incumbent(None, remark=f"There is no champion of {previous}.")
-    try:
-        manifest = champion_of(calendar, model_store, previous)
-        model = model_store.load(manifest, versions)
-    except (
-        ChampionReplaced,
-        FeatureMismatch,
-        FileNotFoundError,
-        ModuleNotFoundError,  # a kind whose package is gone
-    ) as error:
-        return Incumbent(None, remark=f"The champion of {previous} cannot be used: {error}")
-    return Incumbent(manifest, model.probabilities(holdout))
 
 
 def decision_rows(
@@ -280,12 +272,19 @@ def decision_rows(
     return rows
 
 
+# What decides a champion: who is graded, on which rows and by which fit, and who wins.
+CODE = (
+    *(promotion, grades, bootstrap),
+    *(choose_champion, incumbent, incumbent_of, _graded, decision_rows),
+    *(mature_at, require_mature, needs_graded_fit, training_rows, drawn),
+)
+
+
 def assets(
     groups: Groups,
     calendar: Calendar,
     store: OfflineStore,
     tracking: ModelRuns,
-    economics: Economics,
     models: Sequence[str] = MODELS,
 ) -> list[dg.AssetsDefinition]:
     """The champion of a cutoff."""
@@ -298,7 +297,9 @@ def assets(
         deps=[dg.AssetDep(name, partition_mapping=calendar.same_cutoff) for name in models],
         partitions_def=calendar.scored_cutoffs,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        code_version=sql_version(code_digest(promotion)),
+        code_version=sql_version(
+            code_digest(*CODE), f"{RESAMPLES} {MOST_TRAINING_ROWS} {TARGET} {' '.join(GRADES)}"
+        ),
         group_name="models",
         kinds={"mlflow", "parquet"},
         owners=["team:ml"],
@@ -313,7 +314,7 @@ def assets(
         for key in sorted(context.partition_keys):
             began = time.monotonic()
             champion, decision = choose_champion(
-                calendar, store, model_store, versions, parse_key(key), economics, models
+                calendar, store, model_store, versions, parse_key(key), models
             )
             text = json.dumps(asdict(champion), indent=2)
             write_text(store.home, model_store.manifest_path(CHAMPION_MODEL.name, key), text)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from churn_assets.models.metrics import has_both_classes
+from churn_assets.models.grades import has_both_classes
 from churn_assets.stores.tables import Column
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ class Estimator:
         description: For people.
         build: The unfitted scikit-learn classifier, from a seed, boosting rounds and rows.
         scaled: Whether inputs are imputed, made symmetric and scaled; trees take them as they are.
-        early_stopping: For boosting: fits, and gives the rounds with the smallest log loss on the
-            hold-out, and P(churn) there after that many rounds.
+        early_stopping: For boosting: fits, ends the model after the rounds with the smallest log
+            loss on the hold-out, and gives their number.
         library: The distribution that has the classifier.
         space: Hyperparameters that `churn_assets.tuning` may choose, with the values it may try.
         parameters: What it chose, in place of what `build` gives.
@@ -88,7 +88,7 @@ class Estimator:
     description: str
     build: Callable[[int, int, int], Any]
     scaled: bool = False
-    early_stopping: "Callable[..., tuple[int, np.ndarray]] | None" = None
+    early_stopping: Callable[..., int] | None = None
     library: str = "scikit-learn"
     space: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -129,14 +129,14 @@ class Trial:
     """A fit that was tried on a hold-out.
 
     Args:
-        probabilities: P(churn) of the hold-out's rows.
+        model: The fit.
+        probabilities: What it says of the hold-out's rows.
         rounds: The boosting rounds with the smallest log loss there; 0 without boosting.
-        fallback: Why it is the base rate; empty where it is not.
     """
 
+    model: FittedModel
     probabilities: "np.ndarray"
     rounds: int
-    fallback: str = ""
 
 
 def inputs(features: "pd.DataFrame", columns: Sequence[Column]) -> "pd.DataFrame":
@@ -185,17 +185,18 @@ def trial(
     if estimator.early_stopping is None or not judged:
         rounds = DEFAULT_ROUNDS if boosted else 0
         model = fit(estimator, columns, training, seed, rounds)
-        return Trial(model.probabilities(holdout.features), rounds, model.fallback)
-    pipeline = _pipeline(estimator, columns, table, seed, MAX_ROUNDS)
-    with one_thread():
-        rounds, probabilities = estimator.early_stopping(
-            pipeline["classifier"],
-            pipeline["inputs"].fit_transform(table),
-            training.churned,
-            pipeline["inputs"].transform(inputs(holdout.features, columns)),
-            holdout.churned,
-        )
-    return Trial(probabilities, rounds)
+    else:
+        pipeline = _pipeline(estimator, columns, table, seed, MAX_ROUNDS)
+        with one_thread():
+            rounds = estimator.early_stopping(
+                pipeline["classifier"],
+                pipeline["inputs"].fit_transform(table),
+                training.churned,
+                pipeline["inputs"].transform(inputs(holdout.features, columns)),
+                holdout.churned,
+            )
+        model = FittedModel(tuple(columns), pipeline)
+    return Trial(model, model.probabilities(holdout.features), rounds)
 
 
 def reason_for_base_rate(rows: Rows, table: "pd.DataFrame") -> str:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from churn_assets.models.baselines import baselines
+from churn_assets.models.bootstrap import Interval
 from churn_assets.models.estimators import Estimator, FittedModel, Rows, Trial, fit
 from churn_assets.models.importance import importance
-from churn_assets.models.metrics import Economics, Interval, grade, intervals
+from churn_assets.models.metrics import Economics, assess, intervals
 from churn_assets.stores.figures import png
 from churn_assets.stores.tables import Column
 
@@ -29,7 +30,7 @@ class Evaluation:
     """What is known of a model when it is made.
 
     Args:
-        metrics: See `metrics.grade`; on the hold-out, by the fit that had not seen it.
+        metrics: See `metrics.assess`; on the hold-out, by the fit that had not seen it.
         intervals: 95 % intervals of them.
         baselines: The same metrics of the base rate, the recency rule and BG/NBD.
         random_split: Mean metrics of a stratified 5-fold split of the training rows.
@@ -75,9 +76,9 @@ def evaluate(
     important = importance(model, holdout, seed)
     curves = {estimator.name.removesuffix("_model"): tried.probabilities, **said}
     return Evaluation(
-        metrics=grade(holdout.churned, tried.probabilities, economics),
+        metrics=assess(holdout.churned, tried.probabilities, economics),
         intervals=intervals(holdout.churned, tried.probabilities, economics, seed),
-        baselines={name: grade(holdout.churned, p, economics) for name, p in said.items()},
+        baselines={name: assess(holdout.churned, p, economics) for name, p in said.items()},
         random_split=random_split(
             estimator, model.columns, training, tried.rounds, economics, seed
         ),
@@ -108,7 +109,7 @@ def random_split(
     for train, test in folds.split(few.churned, few.churned):
         model = fit(estimator, columns, few.select(train), seed, rounds)
         held = few.select(test)
-        grades.append(grade(held.churned, model.probabilities(held.features), economics))
+        grades.append(assess(held.churned, model.probabilities(held.features), economics))
     return {name: float(np.mean([g[name] for g in grades])) for name in grades[0]}
 
 

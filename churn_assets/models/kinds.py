@@ -4,11 +4,8 @@ Four are always there, LightGBM and CatBoost are extras. How a kind is fitted, a
 before its classifier, is in `models.estimators`.
 """
 
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
 from churn_assets.models.estimators import Estimator
 
 # The log loss was smallest after 30 to 70 rounds on the data above. Half the learning rate needs
@@ -63,15 +60,15 @@ def _gradient_boosting(seed: int, rounds: int, rows: int) -> Any:
 
 def _gradient_boosting_stopped(
     model: Any, training: Any, churned: Any, holdout: Any, holdout_churned: Any
-) -> "tuple[int, np.ndarray]":
+) -> int:
     import numpy as np
 
     model.set_params(early_stopping=True, n_iter_no_change=PATIENCE, tol=0.0, scoring="loss")
     model.fit(training, churned, X_val=holdout, y_val=holdout_churned)
     # Scores are negative losses; the first is of no round at all.
     rounds = int(np.argmax(model.validation_score_[1:])) + 1
-    after_rounds = next(islice(model.staged_predict_proba(holdout), rounds - 1, None))
-    return rounds, after_rounds[:, 1]
+    del model._predictors[rounds:]
+    return rounds
 
 
 def _xgboost(seed: int, rounds: int, rows: int) -> Any:
@@ -95,13 +92,14 @@ def _xgboost(seed: int, rounds: int, rows: int) -> Any:
 
 def _xgboost_stopped(
     model: Any, training: Any, churned: Any, holdout: Any, holdout_churned: Any
-) -> "tuple[int, np.ndarray]":
+) -> int:
     import numpy as np
 
     model.set_params(early_stopping_rounds=PATIENCE, eval_metric="logloss")
     model.fit(training, churned, eval_set=[(holdout, holdout_churned)], verbose=False)
     rounds = int(np.argmin(model.evals_result()["validation_0"]["logloss"])) + 1
-    return rounds, model.predict_proba(holdout, iteration_range=(0, rounds))[:, 1]
+    model._Booster = model.get_booster()[:rounds]
+    return rounds
 
 
 def _lightgbm(seed: int, rounds: int, rows: int) -> Any:
@@ -130,7 +128,7 @@ def _lightgbm(seed: int, rounds: int, rows: int) -> Any:
 
 def _lightgbm_stopped(
     model: Any, training: Any, churned: Any, holdout: Any, holdout_churned: Any
-) -> "tuple[int, np.ndarray]":
+) -> int:
     from lightgbm import early_stopping
 
     model.fit(
@@ -140,8 +138,8 @@ def _lightgbm_stopped(
         eval_y=holdout_churned,
         callbacks=[early_stopping(PATIENCE, verbose=False)],
     )
-    # What it predicts ends there too.
-    return model.best_iteration_, model.predict_proba(holdout)[:, 1]
+    # What it predicts and what is written of it end there too.
+    return int(model.best_iteration_)
 
 
 def _catboost(seed: int, rounds: int, rows: int) -> Any:
@@ -166,7 +164,7 @@ def _catboost(seed: int, rounds: int, rows: int) -> Any:
 
 def _catboost_stopped(
     model: Any, training: Any, churned: Any, holdout: Any, holdout_churned: Any
-) -> "tuple[int, np.ndarray]":
+) -> int:
     import numpy as np
 
     model.fit(
@@ -177,7 +175,8 @@ def _catboost_stopped(
         use_best_model=False,
     )
     rounds = int(np.argmin(model.get_evals_result()["validation"]["Logloss"])) + 1
-    return rounds, model.predict_proba(holdout, ntree_end=rounds)[:, 1]
+    model.shrink(ntree_end=rounds)
+    return rounds
 
 
 ESTIMATORS = (

@@ -7,26 +7,31 @@ import dagster as dg
 from churn_assets.models.artefacts import Manifest
 from churn_assets.models.estimators import FittedModel
 from churn_assets.models.evaluation import Evaluation
+from churn_assets.models.metrics import Economics
 from churn_assets.models.runs import ModelRuns
 from churn_assets.models.tuning import describe
 from churn_assets.stores.pages import markdown
 
 
-def parameters(manifest: Manifest, model: FittedModel) -> dict[str, object]:
-    """What MLflow shows as parameters: how the model was fitted."""
+def parameters(manifest: Manifest, model: FittedModel, threshold: float) -> dict[str, object]:
+    """What MLflow shows as parameters: how the model was fitted, and what its metrics assume."""
     classifier = model.pipeline if model.is_base_rate else model.pipeline["classifier"]
     chosen = {k: v for k, v in classifier.get_params().items() if v is not None}
     return chosen | {
         "rounds": manifest.rounds,
         "rows": manifest.rows,
         "seed": manifest.seed,
-        "threshold": manifest.threshold,
+        "threshold": threshold,
         "tuned": describe(manifest.tuned),
     }
 
 
 def model_metadata(
-    manifest: Manifest, evaluation: Evaluation, tracking: ModelRuns, run_id: str
+    manifest: Manifest,
+    evaluation: Evaluation,
+    economics: Economics,
+    tracking: ModelRuns,
+    run_id: str,
 ) -> dict[str, Any]:
     """What Dagster shows of a model; floats are plotted over cutoffs."""
     from churn_assets.stores.pages import markdown_image
@@ -36,11 +41,11 @@ def model_metadata(
         for name, image in evaluation.plots.items()
     }
     return {
-        **manifest.metrics,
+        **evaluation.metrics,
         "grades": dg.MetadataValue.md(grades_table(evaluation)),
         "report": dg.MetadataValue.md(f"```\n{evaluation.report}\n```"),
         **pictures,
-        "threshold": manifest.threshold,
+        "threshold": economics.threshold,
         "training_rows": manifest.rows,
         "rounds": manifest.rounds,
         "hyperparameters": describe(manifest.tuned),

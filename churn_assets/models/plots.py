@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from churn_assets.models.metrics import Economics, calibration_groups, has_both_classes, tally
+from churn_assets.models.grades import calibration_groups, has_both_classes, tally
+from churn_assets.models.metrics import Economics
 from churn_assets.stores.figures import (
     BLACK,
     BLUE,

@@ -1,19 +1,21 @@
 """Which model becomes the champion of a cutoff: one pure function, and the reason in words.
 
-Everything is graded on the same hold-out `H`, the newest cutoff whose labels are mature. That is
-fair to both sides. A candidate of `C` is graded by its fit on cutoffs up to `H - lag`, which has
-seen nothing of `H`; the model that is then put to use is refitted with `H` and is, if anything,
-better. The incumbent was trained for an earlier cutoff, so its refit ends before `H`: grading the
-refit on `H` is honest too. Both have then learned from about the same cutoffs (with a lag of one
-period, from exactly the same), so what is compared is the kind of model, and the newer fit of the
-same kind is preferred unless it has become worse.
+Everything is graded on the same hold-out `H`, the newest cutoff whose labels are mature, by a fit
+that had seen none of its outcomes: labels that were mature at `H`, of cutoffs up to `H - lag`. For
+a candidate that is the graded fit. The model that is then put to use is refitted with `H` and is,
+if anything, better. The incumbent of `C - 1` has a refit on cutoffs up to `H - 1`. With a lag of
+one period that refit had seen nothing of `H`: it is graded, and has learned from exactly the
+cutoffs that the candidates have. With a longer lag, the labels of its last cutoffs overlap those of
+`H`, so its own graded fit stands for it, which ends one period before those of the candidates. What
+is compared is the kind of model, and the newer fit of the same kind is preferred unless it has
+become worse. An incumbent without such a fit is none (`training_plan.needs_graded_fit`).
 """
 
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from churn_assets.models.metrics import Interval
+from churn_assets.models.bootstrap import Interval
 
 # Another kind of model replaces the incumbent only when it ranks clearly better: by this margin and
 # by more than chance explains, which the paired interval says. On 2,000 customers the AUCs of two

@@ -170,9 +170,9 @@ class ModelRuns(Tracking):
 
 def _metrics(manifest: Manifest, evaluation: "Evaluation | None") -> dict[str, float]:
     """Metrics, their intervals, and those of the baselines and of a random split."""
-    found = dict(manifest.metrics)
     if evaluation is None:
-        return found
+        return dict(manifest.metrics)
+    found = dict(evaluation.metrics)
     for name, (low, high) in evaluation.intervals.items():
         found |= {f"{name}_low": low, f"{name}_high": high}
     others = {**evaluation.baselines, "random_split": evaluation.random_split}

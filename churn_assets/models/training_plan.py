@@ -8,7 +8,7 @@ only: no rows are read here.
 import datetime as dt
 from dataclasses import dataclass
 
-from churn_assets.cutoffs import Calendar
+from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.models.artefacts import Manifest
 from churn_assets.models.tuning import Fold
 
@@ -21,7 +21,8 @@ class TrainingPlan:
         cutoff: The scored cutoff.
         fit: The cutoffs of the fit that is graded.
         holdout: The cutoff it is graded on.
-        refit: The cutoffs of the fit that is kept, the hold-out included.
+        refit: The cutoffs of the fit that is used, the hold-out included.
+        horizon_days: The horizon of their labels.
         folds: For tuning: each of `fit`, with those of them that were mature there.
     """
 
@@ -29,6 +30,7 @@ class TrainingPlan:
     fit: tuple[dt.date, ...]
     holdout: dt.date
     refit: tuple[dt.date, ...]
+    horizon_days: int
     folds: tuple[Fold, ...] = ()
 
     @property
@@ -62,7 +64,7 @@ def training_plan(calendar: Calendar, cutoff: dt.date) -> TrainingPlan:
         )
     known = {day: [c for c in mature_at(calendar, day) if c in fitted] for day in fitted}
     folds = tuple(Fold(tuple(before), day) for day, before in known.items() if before)
-    return TrainingPlan(cutoff, fitted, refit[-1], refit, folds)
+    return TrainingPlan(cutoff, fitted, refit[-1], refit, calendar.horizon_days, folds)
 
 
 def require_mature(calendar: Calendar, manifest: Manifest, cutoff: dt.date) -> None:
@@ -78,3 +80,26 @@ def require_mature(calendar: Calendar, manifest: Manifest, cutoff: dt.date) -> N
             f"from the labels of {manifest.newest_training_cutoff}, and at {cutoff} only those up "
             f"to {newest} were mature. Use a model of {cutoff} or earlier."
         )
+
+
+def needs_graded_fit(calendar: Calendar, manifest: Manifest, holdout: dt.date) -> bool:
+    """Whether the refit of a model has seen outcomes of a hold-out, and its graded fit has not.
+
+    A fit has seen none where all of its training labels were mature at the hold-out: their windows
+    end where that of the hold-out begins. The refit is preferred, because it has learned from more.
+
+    Raises:
+        ValueError: Both have seen outcomes, or the graded fit was not kept.
+    """
+    mature = calendar.shift(holdout, -calendar.lag)
+    newest = min(mature, holdout - dt.timedelta(days=manifest.horizon_days))
+    for graded, cutoffs in ((False, manifest.training_cutoffs), (True, manifest.graded_cutoffs)):
+        if cutoffs and parse_key(max(cutoffs)) <= newest:
+            return graded
+    kept = manifest.graded_cutoffs
+    earlier = f"so has its graded fit, up to {max(kept)}" if kept else "its graded fit was not kept"
+    raise ValueError(
+        f"{manifest.model} of {manifest.cutoff} cannot be graded on {holdout}: it has learned from "
+        f"the labels of {manifest.newest_training_cutoff}, and at {holdout} only those up to "
+        f"{newest} were mature; {earlier}."
+    )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from churn_assets.models.estimators import Estimator, Rows, inputs, reason_for_base_rate, trial
-from churn_assets.models.metrics import has_both_classes
+from churn_assets.models.grades import has_both_classes
 from churn_assets.stores.pages import markdown
 from churn_assets.stores.tables import Column
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from churn_assets.models.metrics import Interval
+from churn_assets.models.bootstrap import Interval
 from churn_assets.stores.figures import (
     BLACK,
     BLUE,

@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from churn_assets.models.metrics import Interval
+from churn_assets.models.bootstrap import Interval
 from churn_assets.monitoring.performance import REALISED_PERFORMANCE
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.pages import markdown

@@ -6,7 +6,10 @@ horizon follows in closed form from the customer's true rates and the time since
 on it, and no other source has it.
 """
 
-from collections.abc import Iterator
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec, module_from_spec
+from types import ModuleType
 
 import dagster as dg
 
@@ -14,7 +17,8 @@ from churn_assets.cutoffs import DAY_US, Calendar, parse_key
 from churn_assets.features.group import cutoff_rows, in_window
 from churn_assets.sources.synthetic import Synthetic
 from churn_assets.stores.offline import OfflineStore, Query
-from churn_assets.stores.tables import Column, cutoff_table
+from churn_assets.stores.provenance import code_digest
+from churn_assets.stores.tables import Column, cutoff_table, sql_version
 
 SYNTHETIC_TRUTH = cutoff_table(
     "synthetic_truth",
@@ -26,6 +30,33 @@ SYNTHETIC_TRUTH = cutoff_table(
         )
     ],
 )
+
+
+def rates_query(cutoffs: Sequence[dt.date], activity: str, lookback_days: int) -> str:
+    """The true rates of the population of cutoffs, and the days since the last event.
+
+    Args:
+        cutoffs: The cutoffs.
+        activity: A relation of `daily_activity`.
+        lookback_days: Who was active within so many days is in the population.
+    """
+    return f"""WITH {cutoff_rows(cutoffs)}
+        SELECT customer_id, cutoff,
+            any_value(purchase_rate) AS purchase_rate,
+            any_value(dropout_rate) AS dropout_rate,
+            any_value(activity_rate) AS activity_rate,
+            any_value(cutoff_day) - max(last_event_us) / {DAY_US} AS quiet_days
+        FROM {activity} AS activity
+        JOIN cutoffs ON {in_window(lookback_days)}
+        JOIN rates USING (customer_id)
+        GROUP BY ALL"""
+
+
+def _unrun(module: str) -> ModuleType:
+    """A module that can be digested without running it: these import numpy and pyarrow."""
+    spec = find_spec(f"churn_assets.sources.{module}")
+    assert spec is not None
+    return module_from_spec(spec)
 
 
 def assets(calendar: Calendar, source: Synthetic, store: OfflineStore) -> list[dg.AssetsDefinition]:
@@ -40,6 +71,11 @@ def assets(calendar: Calendar, source: Synthetic, store: OfflineStore) -> list[d
         ],
         partitions_def=calendar.cutoffs,
         backfill_policy=dg.BackfillPolicy.single_run(),
+        code_version=sql_version(
+            rates_query([], "daily_activity", calendar.lookback_days),
+            code_digest(_unrun("true_churn"), _unrun("shop"), _unrun("arrays")),
+            f"{source} {calendar.horizon_days}",
+        ),
         group_name="ground_truth",
         kinds={"numpy", "parquet"},
         owners=["team:ml"],
@@ -56,16 +92,7 @@ def assets(calendar: Calendar, source: Synthetic, store: OfflineStore) -> list[d
         with store.connect() as connection:
             connection.register("rates", source.shop().truth(max(cutoffs)))
             table = connection.sql(
-                f"""WITH {cutoff_rows(cutoffs)}
-                SELECT customer_id, cutoff,
-                    any_value(purchase_rate) AS purchase_rate,
-                    any_value(dropout_rate) AS dropout_rate,
-                    any_value(activity_rate) AS activity_rate,
-                    any_value(cutoff_day) - max(last_event_us) / {DAY_US} AS quiet_days
-                FROM {activity} AS activity
-                JOIN cutoffs ON {in_window(calendar.lookback_days)}
-                JOIN rates USING (customer_id)
-                GROUP BY ALL"""
+                rates_query(cutoffs, activity, calendar.lookback_days)
             ).to_arrow_table()
             best = churn_probability(
                 table["purchase_rate"].to_numpy(),

@@ -1,8 +1,8 @@
 """What is there: per asset, which partitions are present, missing, failed, stale or held back.
 
-Present is what Dagster recorded as materialized and, for a table of the offline store, what has a
-file that can be read. Failed is a partition whose latest attempt failed after its latest success.
-Stale is what `monitoring.staleness` says. Held back is a partition whose present content breaks its
+Present is what Dagster recorded as materialized and has the content that was written: a file that
+can be read, or the whole artefact of a model. Failed is a partition whose latest attempt failed
+after its latest success. Stale is what `monitoring.staleness` says. Held back is a partition whose present content breaks its
 contract. Foreign is what is there and is no partition as the settings have it, because CHURN_START
 or CHURN_END changed or a clock was ahead: nothing reads it.
 
@@ -20,7 +20,8 @@ import dagster as dg
 from churn_assets.cutoffs import Calendar, utc_now
 from churn_assets.monitoring.refresh_log import Target, attempts
 from churn_assets.monitoring.staleness import WHOLE, redefined, stale
-from churn_assets.stores.catalog import Catalog
+from churn_assets.stores.artefacts import ArtefactStore
+from churn_assets.stores.catalog import ON_DEMAND, Catalog
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.pages import markdown
 from churn_assets.stores.tables import Column, Table
@@ -28,6 +29,9 @@ from churn_assets.stores.verdicts import current_verdict
 
 # What the page of the inventory plots over time.
 TOTALS = ("missing", "failed", "stale", "held_back", "foreign_partitions")
+
+# Groups whose assets are models or decisions: files beside the tables.
+KEEP_ARTEFACTS = frozenset({"models", ON_DEMAND})
 
 ASSET_INVENTORY = Table(
     "asset_inventory",
@@ -75,15 +79,22 @@ class AssetInventory:
 def present_partitions(
     defs: dg.Definitions, store: OfflineStore, instance: dg.DagsterInstance, asset: dg.AssetKey
 ) -> set[str]:
-    """The materialized partitions of an asset."""
-    table = store.tables.get(asset.path[-1])
+    """The materialized partitions of an asset whose content is there and can be read."""
+    name = asset.path[-1]
+    table, artefacts = store.tables.get(name), ArtefactStore(store.home)
     node = defs.resolve_asset_graph().get(asset)
-    if not node.is_partitioned:
-        materialized = instance.get_latest_materialization_event(asset) is not None
-        has_file = table is None or store.has(table, None)
-        return {WHOLE} if materialized and has_file else set()
-    recorded = set(instance.get_materialized_partitions(asset))
-    return {key for key in recorded if store.has(table, key)} if table else recorded
+
+    def is_there(key: str) -> bool:
+        if table is not None and not store.has(table, key or None):
+            return False
+        return node.group_name not in KEEP_ARTEFACTS or artefacts.is_whole(name, key or None)
+
+    if node.is_partitioned:
+        recorded = set(instance.get_materialized_partitions(asset))
+    else:
+        made = instance.get_latest_materialization_event(asset) is not None
+        recorded = {WHOLE} if made else set()
+    return {key for key in recorded if is_there(key)}
 
 
 def outcomes(instance: dg.DagsterInstance, run_id: str) -> dict[Target, str]:

@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, parse_key
+from churn_assets.models import bootstrap, grades, metrics
 from churn_assets.models.artefacts import ModelStore
+from churn_assets.models.baselines import NEVER, since_purchase
 from churn_assets.models.champion import CHAMPION_MODEL, Champion, find_champion
-from churn_assets.models.metrics import Economics, grade, intervals
+from churn_assets.models.grades import grade
+from churn_assets.models.metrics import Economics, assess, intervals
 from churn_assets.monitoring.ground_truth import SYNTHETIC_TRUTH
 from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
 from churn_assets.stores.offline import OfflineStore, Query
-from churn_assets.stores.tables import CUTOFF, Column, Table
+from churn_assets.stores.provenance import code_digest
+from churn_assets.stores.tables import CUTOFF, Column, Table, sql_version
 from churn_assets.training_data.dataset import TRAINING_DATASET
 from churn_assets.training_data.labels import CHURN_LABELS
 
@@ -73,17 +77,15 @@ def realised(
         economics: Gives the threshold and the profit.
         seed: Of the bootstrap.
     """
-    from churn_assets.models.baselines import NEVER, since_purchase
-
     churned = customers["churned"].to_numpy()
     said = customers["churn_probability"].to_numpy()
-    metrics = grade(churned, said, economics)
+    found = assess(churned, said, economics)
     interval = intervals(churned, said, economics, seed).get("roc_auc")
     recency = since_purchase(customers).fillna(NEVER).to_numpy() / NEVER
-    rule = grade(churned, recency, economics).get("roc_auc")
+    rule = grade(churned, recency).get("roc_auc")
     best: Mapping[str, float] = {}
     if "best_churn_probability" in customers:
-        best = grade(churned, customers["best_churn_probability"].to_numpy(), economics)
+        best = grade(churned, customers["best_churn_probability"].to_numpy())
     return {
         "cutoff": champion.cutoff,
         "model": champion.model,
@@ -91,14 +93,14 @@ def realised(
         "model_version": champion.model_version,
         "customers": len(customers),
         "churn_rate": float(churned.mean()) if len(churned) else None,
-        **{name: metrics.get(name) for name in METRICS},
+        **{name: found.get(name) for name in METRICS},
         "roc_auc_low": interval.low if interval else None,
         "roc_auc_high": interval.high if interval else None,
         "estimated_roc_auc": champion.metrics.get("roc_auc"),
         "recency_roc_auc": rule,
         "best_roc_auc": best.get("roc_auc"),
         "best_log_loss": best.get("log_loss"),
-        "gap_closed": gap_closed(metrics.get("roc_auc"), rule, best.get("roc_auc")),
+        "gap_closed": gap_closed(found.get("roc_auc"), rule, best.get("roc_auc")),
     }
 
 
@@ -129,6 +131,10 @@ def predicted_customers(store: OfflineStore, cutoff: str) -> "pd.DataFrame":
         ).df()
 
 
+# What decides a row, besides the economics and constants in the code version.
+CODE = (realised, gap_closed, predicted_customers, since_purchase, grades, metrics, bootstrap)
+
+
 def assets(
     calendar: Calendar, store: OfflineStore, economics: Economics, seed: int, has_truth: bool
 ) -> list[dg.AssetsDefinition]:
@@ -151,7 +157,10 @@ def assets(
         outs={
             REALISED_PERFORMANCE.name: dg.AssetOut(
                 description=__doc__,
-                code_version="1",
+                code_version=sql_version(
+                    code_digest(*CODE),
+                    f"{economics} {seed} {has_truth} {NEVER} {' '.join(METRICS)}",
+                ),
                 kinds={"duckdb", "parquet"},
                 metadata={"dagster/column_schema": REALISED_PERFORMANCE.as_dagster()},
                 group_name="performance",

@@ -12,10 +12,11 @@ import dagster as dg
 
 from churn_assets.cutoffs import Calendar
 from churn_assets.features import Groups, feature_columns
+from churn_assets.online import rows
 from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
 from churn_assets.stores.offline import OfflineStore, Query, Scan
-from churn_assets.stores.provenance import provenances
-from churn_assets.stores.tables import Table, cutoff_table
+from churn_assets.stores.provenance import code_digest, provenances
+from churn_assets.stores.tables import Table, cutoff_table, sql_version
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -91,6 +92,10 @@ def assets(groups: Groups, calendar: Calendar, store: OfflineStore) -> list[dg.A
         partitions_def=calendar.scored_cutoffs,
         backfill_policy=dg.BackfillPolicy.single_run(),
         io_manager_key="online_io_manager",
+        code_version=sql_version(
+            online_query(groups, {name: name for name in online_sources(groups)}),
+            code_digest(rows),
+        ),
         group_name="online",
         kinds={"redis"},
         owners=["team:ml"],

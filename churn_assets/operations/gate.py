@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from churn_assets.cutoffs import Calendar
 from churn_assets.operations.contracts import SCHEMA, Subject, rules_of, schema_findings
+from churn_assets.stores.digests import file_digest
 from churn_assets.stores.offline import OfflineStore
-from churn_assets.stores.parquet import file_digest
 from churn_assets.stores.tables import Table
 from churn_assets.stores.verdicts import Verdict, current_verdict, read_verdict, write_verdict
 

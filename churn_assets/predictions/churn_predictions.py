@@ -2,7 +2,8 @@
 
 Grain: one prediction per customer of the population and scored cutoff `C`. A prediction at `C`
 reads the features of `C` and a model all of whose training labels were mature at `C`, which is
-enforced.
+enforced. The threshold comes from what contacting is worth (`models.metrics.Economics`): with other
+economics the probabilities and the models stay, and the predictions are made anew.
 """
 
 import datetime as dt
@@ -77,21 +78,33 @@ def explainer(
 
 
 def predict(
-    manifest: Manifest, model: FittedModel, explains: Explainer, features: "pd.DataFrame"
+    manifest: Manifest,
+    model: FittedModel,
+    explains: Explainer,
+    features: "pd.DataFrame",
+    threshold: float,
 ) -> "pd.DataFrame":
-    """One row of `CHURN_PREDICTIONS`, without its cutoff, per row of features."""
+    """One row of `CHURN_PREDICTIONS`, without its cutoff, per row of features.
+
+    Args:
+        manifest: What the model is.
+        model: The model.
+        explains: Tells its reasons.
+        features: One row per customer, with customer_id.
+        threshold: Probability from which contacting a customer pays.
+    """
     import numpy as np
     import pandas as pd
 
     churn = model.probabilities(features)
-    at_risk = churn >= manifest.threshold
+    at_risk = churn >= threshold
     predictions = pd.DataFrame(
         {
             "customer_id": features["customer_id"],
             "churn_probability": churn,
             "purchase_probability": 1 - churn,
             "prediction": np.where(at_risk, AT_RISK, RETAINED),
-            "threshold": manifest.threshold,
+            "threshold": threshold,
             "model_version": manifest.version,
         }
     )
@@ -100,8 +113,10 @@ def predict(
     return predictions.join(told)
 
 
-def assets(groups: Groups, calendar: Calendar, store: OfflineStore) -> list[dg.AssetsDefinition]:
-    """The predictions of a cutoff."""
+def assets(
+    groups: Groups, calendar: Calendar, store: OfflineStore, threshold: float
+) -> list[dg.AssetsDefinition]:
+    """The predictions of a cutoff; see `predict` for the threshold."""
     model_store = ModelStore(store.home)
 
     @dg.asset(
@@ -112,7 +127,10 @@ def assets(groups: Groups, calendar: Calendar, store: OfflineStore) -> list[dg.A
         ],
         partitions_def=calendar.scored_cutoffs,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        code_version=sql_version(code_digest(predict, reasons, contributions)),
+        code_version=sql_version(
+            code_digest(predict, population_query, population_features, reasons, contributions),
+            repr(threshold),
+        ),
         group_name="predictions",
         kinds={"duckdb", "parquet"},
         owners=["team:ml"],
@@ -128,14 +146,13 @@ def assets(groups: Groups, calendar: Calendar, store: OfflineStore) -> list[dg.A
             manifest = champion_of(calendar, model_store, cutoff)
             model = model_store.load(manifest, feature_versions(groups))
             explains = explainer(groups, manifest, model, calendar.lookback_days)
-            predictions = predict(
-                manifest, model, explains, population_features(groups, store, cutoff)
-            )
+            features = population_features(groups, store, cutoff)
+            predictions = predict(manifest, model, explains, features, threshold)
             scored.append(predictions.assign(cutoff=key))
             metadata = {
                 "model": f"{manifest.model} of {manifest.cutoff}",
                 "model_version": manifest.version,
-                "threshold": manifest.threshold,
+                "threshold": threshold,
                 "mean_churn_probability": float(predictions["churn_probability"].mean()),
                 "churn_risk_share": float((predictions["prediction"] == AT_RISK).mean()),
             }

@@ -72,7 +72,7 @@ class Served(BaseModel):
 class Prediction(BaseModel):
     churn_probability: Probability = Field(description="P(no purchase within the horizon)")
     prediction: Literal["CHURN RISK", "RETAIN"] = Field(
-        description="CHURN RISK at or above the model's threshold"
+        description="CHURN RISK at or above the threshold, from which contacting pays"
     )
 
 

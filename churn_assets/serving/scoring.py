@@ -27,7 +27,7 @@ from churn_assets.models.champion import CHAMPION_MODEL, Champion, newest_champi
 from churn_assets.models.estimators import LARGEST, MISSING, FittedModel
 from churn_assets.predictions.churn_predictions import AT_RISK, RETAINED, explainer
 from churn_assets.predictions.reasons import Explainer
-from churn_assets.stores.artefacts import MANIFEST
+from churn_assets.stores.artefacts import MANIFEST, DamagedArtefact, damage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +43,7 @@ class LiveModel:
     manifest: Manifest
     scorer: "Scorer"
     explains: Explainer
+    threshold: float
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Probabilities and prediction of each row of features."""
@@ -50,7 +51,7 @@ class LiveModel:
             {
                 "churn_probability": churn,
                 "purchase_probability": 1 - churn,
-                "prediction": AT_RISK if churn >= self.manifest.threshold else RETAINED,
+                "prediction": AT_RISK if churn >= self.threshold else RETAINED,
             }
             for churn in self.scorer.probabilities(rows).tolist()
         ]
@@ -62,7 +63,7 @@ class LiveModel:
 
         names = [column.name for column in self.manifest.columns]
         features = pd.DataFrame([{name: row.get(name) for name in names}])
-        at_risk = self.scorer.probabilities([row]) >= self.manifest.threshold
+        at_risk = self.scorer.probabilities([row]) >= self.threshold
         [told] = self.explains.reasons(features, np.asarray(at_risk))
         return [reason for reason in told if reason]
 
@@ -72,17 +73,27 @@ class LiveModel:
             "model": self.manifest.model,
             "model_cutoff": self.manifest.cutoff,
             "model_version": self.manifest.version,
-            "threshold": self.manifest.threshold,
+            "threshold": self.threshold,
         }
 
 
 class LiveChampion:
-    """Holds the champion. `watch` is called now and then by a thread, `model` read by any."""
+    """Holds the champion. `watch` is called now and then by a thread, `model` read by any.
 
-    def __init__(self, store: ModelStore, groups: Groups, lookback_days: int) -> None:
+    Args:
+        store: Has the decisions and models.
+        groups: The features as they are defined now.
+        lookback_days: For reasons.
+        threshold: Probability from which contacting a customer pays.
+    """
+
+    def __init__(
+        self, store: ModelStore, groups: Groups, lookback_days: int, threshold: float
+    ) -> None:
         self._store = store
         self._groups = groups
         self._lookback_days = lookback_days
+        self._threshold = threshold
         self.model: LiveModel | None = None
         self.problem = "no champion was chosen yet; `churn backfill --stage models` does"
 
@@ -91,40 +102,43 @@ class LiveChampion:
         try:
             decision = newest_champion(self._store)
             if decision and (self.model is None or self.model.decision != decision):
-                self.model = load(self._store, decision, self._groups, self._lookback_days)
+                self.model = self._load(decision)
                 log.info("The champion is %s of %s.", decision.model, decision.model_cutoff)
             if decision:
                 self.problem = ""
-        except (LookupError, FeatureMismatch) as error:
+        except (LookupError, FeatureMismatch, DamagedArtefact) as error:
             self._keep(str(error))
         except Exception as error:  # whatever is wrong with a model, the one before still works
             log.debug("The champion cannot be loaded.", exc_info=True)
             self._keep(f"it cannot be loaded: {type(error).__name__}")
 
+    def _load(self, decision: Champion) -> LiveModel:
+        """The model that a decision names, in exactly that version.
+
+        Raises:
+            LookupError: That version is gone.
+            DamagedArtefact: It is not as it was written.
+            FeatureMismatch: A feature was changed since it was trained.
+        """
+        folder = self._store.folder(decision.model, decision.model_cutoff) / decision.model_version
+        if not folder.exists():
+            raise LookupError(
+                f"{decision.model} of {decision.model_cutoff} has no version "
+                f"{decision.model_version} any more: it was trained anew. Materialize "
+                f"{CHAMPION_MODEL.name} again."
+            )
+        if why := damage(folder):
+            raise DamagedArtefact(folder, why)
+        manifest = Manifest.from_json((folder / MANIFEST).read_text())
+        refuse_other_features(manifest, feature_versions(self._groups))
+        model = read_artefact(folder)
+        explains = explainer(self._groups, manifest, model, self._lookback_days)
+        return LiveModel(decision, manifest, Scorer(model), explains, self._threshold)
+
     def _keep(self, problem: str) -> None:
         if self.problem != problem:
             log.error("The newest champion cannot be used: %s", problem)
         self.problem = problem
-
-
-def load(store: ModelStore, decision: Champion, groups: Groups, lookback_days: int) -> LiveModel:
-    """The model that a decision names, in exactly that version.
-
-    Raises:
-        LookupError: That version is gone.
-        FeatureMismatch: A feature was changed since it was trained.
-    """
-    folder = store.folder(decision.model, decision.model_cutoff) / decision.model_version
-    if not folder.exists():
-        raise LookupError(
-            f"{decision.model} of {decision.model_cutoff} has no version {decision.model_version} "
-            f"any more: it was trained anew. Materialize {CHAMPION_MODEL.name} again."
-        )
-    manifest = Manifest.from_json((folder / MANIFEST).read_text())
-    refuse_other_features(manifest, feature_versions(groups))
-    model = read_artefact(folder)
-    explains = explainer(groups, manifest, model, lookback_days)
-    return LiveModel(decision, manifest, Scorer(model), explains)
 
 
 class Scorer:

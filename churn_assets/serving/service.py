@@ -18,6 +18,7 @@ from fastapi.security import HTTPBearer
 from churn_assets.cutoffs import midnight, utc_now
 from churn_assets.features import feature_columns, feature_groups, sensitive_features
 from churn_assets.models.artefacts import ModelStore
+from churn_assets.models.metrics import Economics
 from churn_assets.operations.installation import offline_store
 from churn_assets.serving import schemas, telemetry
 from churn_assets.serving.access import Access, Caller, RateLimit
@@ -47,7 +48,12 @@ class Service:
         sensitive = sensitive_features(self.groups)
         self.sensitive_names = [name for name in self.feature_names if name in sensitive]
         self.plain_names = [name for name in self.feature_names if name not in sensitive]
-        self.champion = LiveChampion(ModelStore(settings.home), self.groups, settings.lookback_days)
+        self.champion = LiveChampion(
+            ModelStore(settings.home),
+            self.groups,
+            settings.lookback_days,
+            Economics.of(settings).threshold,
+        )
         self.offline = offline_store(settings)
         self.calendar = settings.calendar()
         self.refreshing = threading.Lock()

@@ -1,24 +1,52 @@
 """Artefacts: what an asset makes that is no table, as a folder that is complete or not there.
 
-Layout: `<home>/models/<asset>/cutoff=<YYYY-MM-DD>/<version>/` holds the files of a version and its
-manifest; `manifest.json` beside that folder is a copy that names the current version and is
-replaced in one step. A reader therefore sees one version or the other, never a mix, and a killed
-run leaves the previous one. The version that was just replaced stays until the next, for readers
-that are about to open it. An asset without partitions has no `cutoff=` folder.
+Layout: `<home>/models/<asset>/cutoff=<YYYY-MM-DD>/<version>/` holds the files of a version, its
+manifest, and `digests.json` with the SHA-256 of each of them; `manifest.json` beside that folder is
+a copy that names the current version and is replaced in one step. A reader therefore sees one
+version or the other, never a mix, and a killed run leaves the previous one. The version that was
+just replaced stays until the next, for readers that are about to open it. An asset without
+partitions has no `cutoff=` folder.
+
+A version is whole where its files have the bytes that were written. One that is not is written
+again under the same name. A manifest that cannot be read counts as not there.
 
 What the files are is not known here.
 """
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+from churn_assets.stores.digests import file_digest
 from churn_assets.stores.staging import staged, write_text
 
 MANIFEST = "manifest.json"
+DIGESTS = "digests.json"
+
+
+class DamagedArtefact(ValueError):
+    """Files of an artefact are missing, or are not those that were written.
+
+    Args:
+        folder: Of the version.
+        why: What is wrong with it.
+        command: Makes it again.
+    """
+
+    def __init__(self, folder: Path, why: str, command: str = "churn backfill") -> None:
+        within = folder.parent
+        is_cutoff = within.name.startswith("cutoff=")
+        name = f"{within.parent.name} {within.name[7:]}" if is_cutoff else within.name
+        super().__init__(
+            f"{name} is damaged: {why} (in {folder}). Run `{command}`, which makes it again."
+        )
 
 
 @dataclass(frozen=True)
@@ -40,10 +68,26 @@ class ArtefactStore:
         """The file that names the current version, or is all that there is of a decision."""
         return self.folder(asset, cutoff) / MANIFEST
 
+    def read(self, asset: str, cutoff: str | None) -> dict[str, Any] | None:
+        """The content of a manifest, or None where there is none that can be read."""
+        return _read_json(self.manifest_path(asset, cutoff))
+
     def cutoffs(self, asset: str) -> list[str]:
         """The cutoffs of an asset that have a manifest, in order."""
         manifests = self.folder(asset, None).glob(f"cutoff=*/{MANIFEST}")
-        return sorted(path.parent.name.split("=")[1] for path in manifests)
+        return sorted(path.parent.name.split("=")[1] for path in manifests if _is_readable(path))
+
+    def is_whole(self, asset: str, cutoff: str | None) -> bool:
+        """Whether the current version is there with exactly the bytes that were written.
+
+        A decision, which has no version, is whole where it can be read.
+        """
+        content = self.read(asset, cutoff)
+        if content is None:
+            return False
+        return "version" not in content or _holds(
+            self.folder(asset, cutoff) / str(content["version"]), content
+        )
 
     def publish(
         self, folder: Path, version: str, manifest: str, write: Callable[[Path], None]
@@ -52,41 +96,115 @@ class ArtefactStore:
 
         Args:
             folder: Of the asset and partition.
-            version: Names the content; one that is there already is not written again.
+            version: Names the content; one that is there and whole is not written again.
             manifest: JSON with a field `version`.
             write: Writes the files of the version into an empty folder.
         """
-        current = folder / MANIFEST
-        previous = json.loads(current.read_text())["version"] if current.exists() else ""
-        target = folder / version
-        if not target.exists():
-            with staged(self.home) as made:
+        target, content = folder / version, json.loads(manifest)
+        with staged(self.home) as made:
+            if not _holds(target, content):
                 made.mkdir()
                 write(made)
                 (made / MANIFEST).write_text(manifest)
-                folder.mkdir(parents=True, exist_ok=True)
-                _move(made, target)
-        write_text(self.home, current, manifest)
-        for leftover in folder.iterdir():
-            if leftover.is_dir() and leftover.name not in {version, previous}:
-                shutil.rmtree(leftover)
+                files = sorted(path for path in made.rglob("*") if path.is_file())
+                digests = {path.relative_to(made).as_posix(): file_digest(path) for path in files}
+                (made / DIGESTS).write_text(json.dumps(digests, indent=2))
+            folder.mkdir(parents=True, exist_ok=True)
+            with _alone(folder):
+                # Another run may have published the same version meanwhile: that one stays.
+                if made.exists() and not _holds(target, content):
+                    _move(self.home, made, target)
+                previous = (_read_json(folder / MANIFEST) or {}).get("version")
+                write_text(self.home, folder / MANIFEST, manifest)
+                if previous not in (None, version):
+                    for leftover in folder.iterdir():
+                        if leftover.is_dir() and leftover.name not in {version, previous}:
+                            shutil.rmtree(leftover)
 
 
-def _move(made: Path, target: Path) -> None:
-    """Rename a staged folder; another run may have published the same version meanwhile."""
-    for path in made.iterdir():
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One run at a time: a version that another run has just made whole must not be moved away."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
+
+
+def _move(home: Path, made: Path, target: Path) -> None:
+    """Rename a staged folder, and remove what is there of a damaged one."""
+    for path in filter(Path.is_file, made.rglob("*")):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    try:
+    with staged(home) as damaged:
+        if target.exists():
+            target.rename(damaged)
         made.rename(target)
+
+
+def damage(folder: Path) -> str:
+    """Why the files of a version are not those that were written; empty where they are.
+
+    Version 0.1 wrote no digests: what it has made is whole where the manifest can be read.
+    """
+    if not folder.is_dir():
+        return "its folder is gone"
+    if _read_json(folder / MANIFEST) is None:
+        return f"{MANIFEST} cannot be read"
+    if not (folder / DIGESTS).exists():
+        return ""
+    digests = _read_json(folder / DIGESTS)
+    if digests is None:
+        return f"{DIGESTS} cannot be read"
+    for name, digest in digests.items():
+        try:
+            if file_digest(folder / name) != digest:
+                return f"{name} has other bytes than were written"
+        except OSError:
+            return f"{name} cannot be read"
+    return ""
+
+
+def _holds(folder: Path, content: Mapping[str, Any]) -> bool:
+    """Whether a folder has a whole version of this manifest.
+
+    Equal content may be made again from other files: the provenance may differ.
+    """
+    if damage(folder):
+        return False
+    kept, wanted = (
+        json.dumps({**each, "provenance": None}, sort_keys=True)  # text, in which NaN equals NaN
+        for each in (_read_json(folder / MANIFEST) or {}, content)
+    )
+    return kept == wanted
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or None where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+@lru_cache(maxsize=100_000)
+def _was_readable(path: Path, modified_ns: int, size: int) -> bool:
+    return _read_json(path) is not None
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether a file has a JSON object; read again only when it was replaced."""
+    try:
+        stat = path.stat()
     except OSError:
-        if not target.exists():
-            raise
+        return False
+    return _was_readable(path, stat.st_mtime_ns, stat.st_size)
 
 
 def find_provenance(manifest: Path) -> Mapping[str, str] | None:
-    """What an artefact was made from; None where there is no such manifest, or it does not say."""
-    if not manifest.exists():
-        return None
-    made_from: Mapping[str, str] | None = json.loads(manifest.read_text()).get("provenance")
+    """What an artefact was made from; None where no manifest can be read, or it does not say."""
+    made_from: Mapping[str, str] | None = (_read_json(manifest) or {}).get("provenance")
     return made_from

@@ -24,7 +24,7 @@ RAW = "raw"
 # it: refitted topics change values, and are used and shown as stale until then.
 ON_DEMAND = "topics"
 # Groups whose code decides what a row means.
-DEFINING = frozenset({"rollups", "features", "labels", "training"})
+DEFINING = frozenset({"rollups", "features", "ground_truth", "labels", "training"})
 
 # Metadata of an asset that reads its own previous partition. Dagster's backfill daemon never gets
 # past an asset that depends on itself, so it is no dependency.

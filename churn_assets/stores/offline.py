@@ -203,7 +203,7 @@ class OfflineStore:
             OtherDefinitions: It was made under other definitions.
             operations.gate.HeldBack: It failed a blocking check.
         """
-        other = self._of_other_definitions(table, self._wanted(table, keys))
+        other = [key for key in self._wanted(table, keys) if self.is_redefined(table.name, key)]
         if other and keys is not None:
             raise OtherDefinitions(
                 f"{table.name} {other[0] or ''} was made under other definitions than those of "
@@ -230,11 +230,11 @@ class OfflineStore:
             return [None]
         return self.keys(table) if keys is None else keys
 
-    def _of_other_definitions(self, table: Table, keys: Sequence[str | None]) -> list[str | None]:
+    def is_redefined(self, asset: str, key: str | None) -> bool:
+        """Whether a partition was made under other definitions than those of the settings."""
         if self.catalog is None:
-            return []
-        catalog = self.catalog()
-        return [k for k in keys if catalog.redefines(table.name, self.made_from(table.name, k))]
+            return False
+        return self.catalog().redefines(asset, self.made_from(asset, key))
 
     def made_from(self, asset: str, key: str | None) -> Mapping[str, str] | None:
         """What a partition was made from; None where it does not say, or is not there."""

@@ -1,9 +1,8 @@
-"""Files of the offline store: their rows, provenance, digest, and what is wrong with them.
+"""Files of the offline store: their rows, their provenance, and what is wrong with them.
 
 What is read is kept per path, time and size, so a file is read again only when it was replaced.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -81,15 +80,3 @@ def row_count(path: Path) -> int:
 def damage(path: Path) -> str:
     """Why the footer of a Parquet file cannot be read; empty where it can."""
     return footer(path).damage
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    stat = path.stat()
-    return _digest(path, stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache(maxsize=100_000)
-def _digest(path: Path, modified_ns: int, size: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

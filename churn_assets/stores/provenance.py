@@ -9,15 +9,15 @@ now is stale. Comments, docstrings, imports and the place of code do not count a
 import ast
 import hashlib
 import inspect
-import json
 from collections.abc import Callable
 from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
+from churn_assets.stores.artefacts import ArtefactStore
 from churn_assets.stores.catalog import Present
+from churn_assets.stores.digests import file_digest
 from churn_assets.stores.offline import OfflineStore
-from churn_assets.stores.parquet import file_digest
 
 
 def code_digest(*code: ModuleType | Callable[..., Any]) -> str:
@@ -92,11 +92,10 @@ def current_provenance(
 
 
 def _incumbent(store: OfflineStore, asset: str, previous: str | None) -> str:
-    """Which model the decision before chose; empty without one."""
-    path = store.artefact(asset, previous)
-    if previous is None or not path.exists():
+    """Which model the decision before chose; empty where that is none to decide against."""
+    decision = previous and ArtefactStore(store.home).read(asset, previous)
+    if not decision or store.is_redefined(decision["model"], decision["model_cutoff"]):
         return ""
-    decision = json.loads(path.read_text())
     return " ".join(decision[name] for name in ("model", "model_cutoff", "model_version"))
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from churn_assets.stores.digests import file_digest
 from churn_assets.stores.offline import OfflineStore
-from churn_assets.stores.parquet import file_digest
 from churn_assets.stores.staging import write_text
 from churn_assets.stores.tables import Table
 

@@ -20,7 +20,6 @@ from churn_assets.models.candidates import train
 from churn_assets.models.contributions import Contributions, Tree, _boosted_trees
 from churn_assets.models.estimators import FittedModel, Rows, fit, inputs
 from churn_assets.models.kinds import ESTIMATORS
-from churn_assets.models.metrics import Economics
 from churn_assets.models.training_plan import training_plan
 from churn_assets.stores.tables import Column
 from churn_assets_tests.conftest import GROUPS
@@ -95,7 +94,7 @@ def test_they_do_not_depend_on_other_customers(kind: str):
 def test_a_model_that_is_read_back_is_explained_the_same(tmp_path: Path):
     store, plan = ModelStore(tmp_path), training_plan(CALENDAR, parse_key("2025-06-01"))
     manifest = train(
-        ESTIMATORS[0], COLUMNS, feature_versions(GROUPS), plan, lambda _: rows(), Economics(), 7
+        ESTIMATORS[0], COLUMNS, feature_versions(GROUPS), plan, lambda _: rows(), 7
     ).manifest
     features = new_customers()
     for kind in KINDS:

@@ -6,7 +6,7 @@ from churn_assets.models import evaluation as module
 from churn_assets.models.estimators import Rows, Trial, fit
 from churn_assets.models.evaluation import evaluate, random_split
 from churn_assets.models.kinds import ESTIMATORS
-from churn_assets.models.metrics import Economics, grade
+from churn_assets.models.metrics import Economics, assess
 from churn_assets.models.model_page import grades_table
 from churn_assets_tests.models.test_models import COLUMNS, rows
 
@@ -16,9 +16,9 @@ ECONOMICS = Economics()
 def test_everything_is_graded_on_the_hold_out():
     training, holdout = rows(), rows(400, seed=1)
     model = fit(ESTIMATORS[0], COLUMNS, training, 7, 0)
-    tried = Trial(model.probabilities(holdout.features), 0)
+    tried = Trial(model, model.probabilities(holdout.features), 0)
     found = evaluate(ESTIMATORS[0], model, training, holdout, tried, ECONOMICS, 28, 7, "a shop")
-    assert found.metrics == grade(holdout.churned, tried.probabilities, ECONOMICS)
+    assert found.metrics == assess(holdout.churned, tried.probabilities, ECONOMICS)
     assert found.intervals.keys() == found.metrics.keys()
     assert set(found.baselines) == {"base_rate", "recency_rule", "bg_nbd"}
     assert found.baselines["base_rate"]["roc_auc"] == 0.5
@@ -35,7 +35,7 @@ def test_a_hold_out_without_customers_or_classes_is_said():
     training = rows()
     model = fit(ESTIMATORS[0], COLUMNS, training, 7, 0)
     for holdout in (rows(0), Rows(rows(5).features, np.ones(5, dtype=int))):
-        tried = Trial(model.probabilities(holdout.features), 0)
+        tried = Trial(model, model.probabilities(holdout.features), 0)
         found = evaluate(ESTIMATORS[0], model, training, holdout, tried, ECONOMICS, 28, 7, "x")
         assert "roc_auc" not in found.metrics
         assert len(found.plots) == 7

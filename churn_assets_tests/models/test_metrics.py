@@ -7,16 +7,10 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from churn_assets.models import metrics
-from churn_assets.models.metrics import (
-    Economics,
-    calibration_error,
-    calibration_groups,
-    grade,
-    intervals,
-    paired_interval,
-    tally,
-)
+from churn_assets.models import bootstrap
+from churn_assets.models.bootstrap import paired_interval
+from churn_assets.models.grades import calibration_error, calibration_groups, grade, tally
+from churn_assets.models.metrics import Economics, assess, intervals
 
 
 def scored(
@@ -62,39 +56,52 @@ def test_metrics_are_those_of_scikit_learn(distinct: int | None):
     labels[:9], probabilities[:9] = 1, 0.0
     drawn = np.random.default_rng(1).integers(0, 500, 500)
     weights = np.bincount(drawn, minlength=500)
-    graded = grade(labels[drawn], probabilities[drawn], Economics())
+    graded = assess(labels[drawn], probabilities[drawn], Economics())
     expected = by_scikit_learn(labels, probabilities, Economics(), weights)
     assert {k: graded[k] for k in expected} == pytest.approx(expected, abs=1e-12)
     others = {"calibration_error", "profit_per_customer", "lift_at_10_percent"}
     assert set(graded) == set(expected) | others
 
 
+@pytest.mark.parametrize("customers", [0, 1, 300])
+def test_a_grade_is_what_economics_have_no_part_in(customers: int):
+    labels, probabilities = scored(customers)
+    economics = [Economics(), Economics(customer_value=30), Economics(contact_cost=0)]
+    of_all = [assess(labels, probabilities, each) for each in economics]
+    graded = grade(labels, probabilities)
+    assert all(graded.items() <= found.items() for found in of_all)
+    at_the_threshold = {"accuracy", "precision", "recall", "f1", "profit_per_customer"}
+    assert not at_the_threshold & set(graded)
+    if customers > 1:
+        assert set(of_all[0]) - set(graded) == at_the_threshold
+
+
 def test_the_order_of_rows_does_not_matter():
     labels, probabilities = scored(1000, distinct=5)
     order = np.argsort(labels, kind="stable")
-    same = grade(labels[order], probabilities[order], Economics())
-    assert same == grade(labels, probabilities, Economics())
+    same = assess(labels[order], probabilities[order], Economics())
+    assert same == assess(labels, probabilities, Economics())
 
 
 def test_lift_counts_ties_in_proportion():
     # Of 20 customers two are looked at: the first, and one of four of whom two churned.
     probabilities = np.repeat([0.9, 0.8, 0.1], [1, 4, 15])
     labels = np.array([1, 1, 1, 0, 0, 1, 1, *[0] * 13])
-    lift = grade(labels, probabilities, Economics())["lift_at_10_percent"]
+    lift = assess(labels, probabilities, Economics())["lift_at_10_percent"]
     assert lift == pytest.approx((1.5 / 2) / (5 / 20))
 
 
 def test_lift_is_one_without_a_ranking_and_greatest_with_a_perfect_one():
     labels, _ = scored(1000)
     for probabilities, lift in ((np.full(1000, 0.4), 1), (labels * 0.5, 1 / labels.mean())):
-        graded = grade(labels, probabilities, Economics())
+        graded = assess(labels, probabilities, Economics())
         assert graded["lift_at_10_percent"] == pytest.approx(lift)
 
 
 @pytest.mark.parametrize("churned", [0, 1])
 def test_one_class_leaves_out_what_it_does_not_define(churned: int):
     labels, probabilities = np.full(5, churned), np.linspace(0, 1, 5)
-    graded = grade(labels, probabilities, Economics())
+    graded = assess(labels, probabilities, Economics())
     undefined = {"roc_auc", "pr_auc", "recall", "f1", "lift_at_10_percent"}
     assert not undefined & set(graded)
     assert set(intervals(labels, probabilities, Economics(), 7)) == set(graded)
@@ -103,7 +110,7 @@ def test_one_class_leaves_out_what_it_does_not_define(churned: int):
 
 def test_nobody_gets_no_grade():
     nobody = np.empty(0)
-    assert grade(nobody, nobody, Economics()) == {}
+    assert assess(nobody, nobody, Economics()) == {}
     assert intervals(nobody, nobody, Economics(), 7) == {}
     assert paired_interval(nobody, nobody, nobody, 7) is None
 
@@ -111,7 +118,7 @@ def test_nobody_gets_no_grade():
 def test_a_customer_exactly_at_the_threshold_is_contacted():
     economics = Economics(customer_value=100, contact_cost=5, save_rate=0.2)
     assert economics.threshold == 0.25
-    metrics = grade(np.array([1, 0, 0]), np.array([0.25, 0.25, 0.2]), economics)
+    metrics = assess(np.array([1, 0, 0]), np.array([0.25, 0.25, 0.2]), economics)
     assert metrics["recall"] == 1
     assert metrics["precision"] == 0.5
     # Two are contacted, and a fifth of the one who would have left stays.
@@ -164,7 +171,7 @@ def test_one_probability_for_all_is_one_group():
 
 
 def test_intervals_are_percentiles_over_resampled_customers(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(metrics, "RESAMPLES", 30)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 30)
     labels, probabilities = scored(300, distinct=20)
     found = intervals(labels, probabilities, Economics(), seed=7)
     draw, samples = np.random.default_rng(7), []
@@ -177,8 +184,8 @@ def test_intervals_are_percentiles_over_resampled_customers(monkeypatch: pytest.
 
 
 def test_intervals_cover_the_truth_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(metrics, "RESAMPLES", 100)
-    truth = grade(*scored(500_000, seed=99), Economics())
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 100)
+    truth = assess(*scored(500_000, seed=99), Economics())
     names = ("roc_auc", "brier", "profit_per_customer", "lift_at_10_percent")
     covered = dict.fromkeys(names, 0)
     for seed in range(80):
@@ -208,7 +215,7 @@ def test_a_seed_repeats_and_another_one_differs():
 def test_five_customers_get_wide_intervals():
     labels, probabilities = np.array([1, 0, 1, 1, 0]), np.linspace(0.1, 0.9, 5)
     found = intervals(labels, probabilities, Economics(), 7)
-    assert set(found) == set(grade(labels, probabilities, Economics()))
+    assert set(found) == set(assess(labels, probabilities, Economics()))
     assert found["roc_auc"] == (0, 1)
     assert paired_interval(labels, probabilities, np.full(5, 0.5), 7) == (-0.5, 0.5)
 

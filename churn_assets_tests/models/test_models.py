@@ -5,10 +5,13 @@ A small made-up shop stands in for history: what churns is a matter of recency a
 
 import datetime as dt
 import itertools
+import json
 import os
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,12 +32,15 @@ from churn_assets.models import estimators
 from churn_assets.models.artefacts import FeatureMismatch, Manifest, ModelStore
 from churn_assets.models.candidates import MODELS, Trained, train
 from churn_assets.models.estimators import Estimator, Rows, fit, trial
+from churn_assets.models.formats import PIPELINE
+from churn_assets.models.grades import grade
 from churn_assets.models.kinds import ESTIMATORS, EXTRA_ESTIMATORS
-from churn_assets.models.metrics import Economics, grade
+from churn_assets.models.metrics import Economics
 from churn_assets.models.training_plan import training_plan
 from churn_assets.models.training_rows import training_rows
 from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
 from churn_assets.settings import Settings, SettingsError
+from churn_assets.stores.artefacts import DIGESTS, DamagedArtefact
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.tables import Column
 from churn_assets.training_data.dataset import LABEL_COLUMNS, TRAINING_DATASET
@@ -96,7 +102,7 @@ def rows(customers: int = 600, seed: int = 0) -> Rows:
 
 
 def write(store: ModelStore, trained: Trained) -> Manifest:
-    return store.write(trained.manifest, trained.model, trained.holdout)
+    return store.write(trained.manifest, trained.model, trained.tried)
 
 
 def made_up_store(
@@ -169,7 +175,7 @@ def test_the_hold_out_is_not_among_the_rows_of_the_graded_fit():
         return rows(200, seed=len(read))
 
     plan = training_plan(CALENDAR, dt.date(2025, 8, 1))
-    train(ESTIMATORS[0], COLUMNS, VERSIONS, plan, reading, Economics(), 7)
+    train(ESTIMATORS[0], COLUMNS, VERSIONS, plan, reading, 7)
     assert read == [list(plan.fit), [plan.holdout], list(plan.refit)]
     assert plan.holdout not in plan.fit
 
@@ -178,7 +184,7 @@ def test_labels_are_no_features(tmp_path: Path):
     store = made_up_store(tmp_path)
     plan = training_plan(CALENDAR, dt.date(2025, 6, 1))
     manifest = train(
-        ESTIMATORS[0], COLUMNS, VERSIONS, plan, lambda c: training_rows(store, c), Economics(), 7
+        ESTIMATORS[0], COLUMNS, VERSIONS, plan, lambda c: training_rows(store, c), 7
     ).manifest
     assert not {c.name for c in manifest.columns} & {c.name for c in LABEL_COLUMNS}
     assert 0.6 < manifest.metrics["roc_auc"] < 0.95
@@ -231,7 +237,7 @@ def versions_of_all_models(home: Path) -> list[str]:
     return [
         write(
             ModelStore(home),
-            train(estimator, COLUMNS, VERSIONS, plan, lambda _: next(read), Economics(), 7),
+            train(estimator, COLUMNS, VERSIONS, plan, lambda _: next(read), 7),
         ).version
         for estimator in INSTALLED
     ]
@@ -271,7 +277,7 @@ def test_one_class_gives_the_base_rate(estimator: Estimator, churned: int):
     one_class = replace(rows(98), churned=np.full(98, churned))
     tried = trial(estimator, COLUMNS, one_class, rows(50, seed=1), 7)
     model = fit(estimator, COLUMNS, one_class, 7, tried.rounds)
-    assert "0 of the rarer class" in tried.fallback
+    assert "0 of the rarer class" in tried.model.fallback
     assert model.probabilities(rows(3).features) == pytest.approx([0.99 if churned else 0.01] * 3)
 
 
@@ -279,15 +285,15 @@ def test_one_class_gives_the_base_rate(estimator: Estimator, churned: int):
 def test_a_hold_out_of_one_class_still_gives_a_model(estimator: Estimator):
     holdout = replace(rows(50, seed=1), churned=np.ones(50, dtype=int))
     tried = trial(estimator, COLUMNS, rows(), holdout, 7)
-    assert not tried.fallback
-    assert "roc_auc" not in grade(holdout.churned, tried.probabilities, Economics())
+    assert not tried.model.fallback
+    assert "roc_auc" not in grade(holdout.churned, tried.probabilities)
 
 
 @EVERY_ESTIMATOR
 def test_nobody_to_learn_from_is_an_error(estimator: Estimator) -> None:
     plan = training_plan(CALENDAR, dt.date(2025, 6, 1))
     with pytest.raises(ValueError, match=r"nobody to learn from.*set CHURN_START"):
-        train(estimator, COLUMNS, VERSIONS, plan, lambda _: rows(0), Economics(), 7)
+        train(estimator, COLUMNS, VERSIONS, plan, lambda _: rows(0), 7)
 
 
 @EVERY_ESTIMATOR
@@ -296,7 +302,7 @@ def test_a_handful_of_customers_gives_the_base_rate(
     estimator: Estimator, customers: int, tmp_path: Path
 ):
     plan = training_plan(CALENDAR, dt.date(2025, 6, 1))
-    trained = train(estimator, COLUMNS, VERSIONS, plan, lambda _: rows(customers), Economics(), 7)
+    trained = train(estimator, COLUMNS, VERSIONS, plan, lambda _: rows(customers), 7)
     assert f"{customers} training rows" in trained.manifest.fallback
     store = ModelStore(tmp_path)
     model = trained.model
@@ -342,7 +348,7 @@ def test_a_category_counts():
 @EVERY_ESTIMATOR
 def test_what_is_read_back_predicts_the_same(estimator: Estimator, tmp_path: Path):
     store, plan = ModelStore(tmp_path), training_plan(CALENDAR, dt.date(2025, 6, 1))
-    trained = train(estimator, COLUMNS, VERSIONS, plan, lambda _: rows(), Economics(), 7)
+    trained = train(estimator, COLUMNS, VERSIONS, plan, lambda _: rows(), 7)
     model, written = trained.model, write(store, trained)
     assert written == store.manifest(estimator.name, "2025-06-01")
     assert written.libraries[estimator.library] == version(estimator.library)
@@ -351,11 +357,19 @@ def test_what_is_read_back_predicts_the_same(estimator: Estimator, tmp_path: Pat
     assert np.array_equal(loaded.probabilities(new), model.probabilities(new))
 
 
+def test_a_manifest_of_version_0_1_can_be_read():
+    """It has a threshold, and says nothing of the graded fit and the horizon."""
+    plan = training_plan(CALENDAR, dt.date(2025, 6, 1))
+    manifest = train(ESTIMATORS[0], COLUMNS, VERSIONS, plan, lambda _: rows(), 7).manifest
+    content = json.loads(json.dumps(asdict(manifest)))
+    del content["graded_cutoffs"], content["horizon_days"]
+    read = Manifest.from_json(json.dumps(content | {"threshold": 0.5}))
+    assert read == replace(manifest, graded_cutoffs=(), horizon_days=0)
+
+
 def test_a_model_refuses_features_of_another_version(tmp_path: Path):
     store, plan = ModelStore(tmp_path), training_plan(CALENDAR, dt.date(2025, 6, 1))
-    written = write(
-        store, train(ESTIMATORS[0], COLUMNS, VERSIONS, plan, lambda _: rows(), Economics(), 7)
-    )
+    written = write(store, train(ESTIMATORS[0], COLUMNS, VERSIONS, plan, lambda _: rows(), 7))
     changed = feature_versions(GROUPS) | {"monetary": "another"}
     with pytest.raises(FeatureMismatch, match=r"other versions of 1 features.*monetary"):
         store.load(written, changed)
@@ -366,10 +380,8 @@ def test_a_model_refuses_features_of_another_version(tmp_path: Path):
 
 def test_a_killed_write_leaves_the_previous_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store, plan = ModelStore(tmp_path), training_plan(CALENDAR, dt.date(2025, 6, 1))
-    first = write(
-        store, train(ESTIMATORS[0], COLUMNS, VERSIONS, plan, lambda _: rows(), Economics(), 7)
-    )
-    other = train(ESTIMATORS[0], COLUMNS, VERSIONS, plan, lambda _: rows(seed=5), Economics(), 7)
+    first = write(store, train(ESTIMATORS[0], COLUMNS, VERSIONS, plan, lambda _: rows(), 7))
+    other = train(ESTIMATORS[0], COLUMNS, VERSIONS, plan, lambda _: rows(seed=5), 7)
     for step in ("models.artefacts.write_pipeline", "stores.artefacts._move"):
         with monkeypatch.context() as patch:
             patch.setattr(f"churn_assets.{step}", lambda *_: 1 / 0)
@@ -380,11 +392,52 @@ def test_a_killed_write_leaves_the_previous_model(tmp_path: Path, monkeypatch: p
     second = write(store, other)
     assert second.version != first.version
     store.load(first, feature_versions(GROUPS))
-    third = write(
-        store, train(ESTIMATORS[0], COLUMNS, VERSIONS, plan, lambda _: rows(seed=6), Economics(), 7)
-    )
+    third = write(store, train(ESTIMATORS[0], COLUMNS, VERSIONS, plan, lambda _: rows(seed=6), 7))
     folders = {p.name for p in store.folder(first.model, first.cutoff).iterdir() if p.is_dir()}
     assert folders == {second.version, third.version}
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "half of the pipeline": lambda f: f.write_bytes(f.read_bytes()[: f.stat().st_size // 2]),
+    "nothing of the pipeline": lambda f: f.write_bytes(b""),
+    "a flipped byte": lambda f: f.write_bytes(f.read_bytes()[:-99] + b"!" + f.read_bytes()[-98:]),
+    "no pipeline": lambda f: f.rename(f.with_name("elsewhere")),
+    "no version": lambda f: shutil.rmtree(f.parent),
+    "no digests": lambda f: (
+        f.write_bytes(b"PK"),
+        (f.parent / DIGESTS).rename(f.parent / "digests"),
+    ),
+}
+
+
+# With its pipeline in one file and in two.
+@each(ESTIMATORS[0], ESTIMATORS[3])
+def test_a_damaged_model_says_which_it_is_and_how_to_make_it_again(
+    estimator: Estimator, tmp_path: Path
+):
+    store, plan = ModelStore(tmp_path), training_plan(CALENDAR, dt.date(2025, 6, 1))
+    trained = train(estimator, COLUMNS, VERSIONS, plan, lambda _: rows(), 7)
+    written = write(store, trained)
+    for damage in DAMAGES.values():
+        assert store.is_whole(estimator.name, "2025-06-01")
+        damage(store.artefact(written) / PIPELINE)
+        with pytest.raises(DamagedArtefact, match=f"{estimator.name} 2025-06-01 .*churn backfill`"):
+            store.load(written, VERSIONS)
+        if (store.artefact(written) / DIGESTS).exists() or damage is DAMAGES["no version"]:
+            assert not store.is_whole(estimator.name, "2025-06-01")
+        else:  # as version 0.1 wrote it, and the command begins with the removal
+            shutil.rmtree(store.artefact(written))
+        assert write(store, trained) == written
+        store.load(written, VERSIONS)
+
+
+def test_a_model_without_a_folder_is_not_there(tmp_path: Path):
+    store, plan = ModelStore(tmp_path), training_plan(CALENDAR, dt.date(2025, 6, 1))
+    written = write(store, train(ESTIMATORS[0], COLUMNS, VERSIONS, plan, lambda _: rows(), 7))
+    shutil.rmtree(store.folder(written.model, written.cutoff))
+    assert not store.is_whole(written.model, written.cutoff)
+    assert store.find(written.model, written.cutoff) is None
+    assert store.cutoffs(written.model) == []
 
 
 @each(*EXTRA_ESTIMATORS.values())
@@ -392,9 +445,7 @@ def test_a_model_whose_library_is_gone_says_how_to_get_it(
     estimator: Estimator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     store, plan = ModelStore(tmp_path), training_plan(CALENDAR, dt.date(2025, 6, 1))
-    written = write(
-        store, train(estimator, COLUMNS, VERSIONS, plan, lambda _: rows(), Economics(), 7)
-    )
+    written = write(store, train(estimator, COLUMNS, VERSIONS, plan, lambda _: rows(), 7))
     # As Python has it for a module that cannot be found.
     monkeypatch.setitem(sys.modules, estimator.library, None)
     with pytest.raises(ModuleNotFoundError, match=rf"churn-assets\[{estimator.library}\]"):

@@ -18,7 +18,8 @@ from PIL import Image
 
 from churn_assets.history.sentiment_picture import sentiment_histogram
 from churn_assets.models import plots
-from churn_assets.models.metrics import Economics, Interval, grade
+from churn_assets.models.bootstrap import Interval
+from churn_assets.models.metrics import Economics, assess
 from churn_assets.monitoring import backtest_picture
 from churn_assets.monitoring.backtest_picture import WalkForward
 from churn_assets.stores.figures import png
@@ -128,7 +129,7 @@ def test_five_customers_are_drawn(name: str):
 
 def test_legends_have_the_grades():
     labels, curves = scored(500)
-    graded = grade(labels, curves["first"], ECONOMICS)
+    graded = assess(labels, curves["first"], ECONOMICS)
     assert f"first: AUC {graded['roc_auc']:.3f}" in said(BY_CUSTOMER["roc"](labels, curves))
     words = said(BY_CUSTOMER["precision_recall"](labels, curves))
     assert f"first: PR-AUC {graded['pr_auc']:.3f}" in words
@@ -147,7 +148,7 @@ def test_the_threshold_is_marked_on_the_profit_curve():
         contacted = (curves["first"] >= ECONOMICS.threshold).mean()
         assert dot.get_xdata()[0] == pytest.approx(contacted)  # type: ignore[index]
     best = np.max(figure.axes[1].lines[1].get_ydata())
-    earned = grade(labels, curves["first"], ECONOMICS)["profit_per_customer"]
+    earned = assess(labels, curves["first"], ECONOMICS)["profit_per_customer"]
     assert dot.get_ydata()[0] == pytest.approx(earned)  # type: ignore[index]
     assert earned <= best
 

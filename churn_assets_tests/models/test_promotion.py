@@ -4,7 +4,7 @@ import datetime as dt
 
 import pytest
 
-from churn_assets.models.metrics import Interval
+from churn_assets.models.bootstrap import Interval
 from churn_assets.models.promotion import (
     MINIMUM_AUC,
     REFRESH_TOLERANCE,

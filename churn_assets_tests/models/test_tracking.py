@@ -16,7 +16,6 @@ from churn_assets.models.artefacts import Manifest, ModelStore
 from churn_assets.models.candidates import train
 from churn_assets.models.estimators import Estimator
 from churn_assets.models.kinds import ESTIMATORS
-from churn_assets.models.metrics import Economics
 from churn_assets.models.runs import CHALLENGER, CHAMPION, REGISTERED_MODEL, ModelRuns
 from churn_assets.models.training_plan import training_plan
 from churn_assets.stores.tracking import ASSET_TAG, PARTITION_TAG
@@ -32,8 +31,8 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelRuns]:
 
 def made(tracking: ModelRuns, estimator: Estimator, cutoff: str, seed: int = 0) -> Manifest:
     plan = training_plan(CALENDAR, dt.date.fromisoformat(cutoff))
-    trained = train(estimator, COLUMNS, VERSIONS, plan, lambda _: rows(seed=seed), Economics(), 7)
-    return ModelStore(tracking.home).write(trained.manifest, trained.model, trained.holdout)
+    trained = train(estimator, COLUMNS, VERSIONS, plan, lambda _: rows(seed=seed), 7)
+    return ModelStore(tracking.home).write(trained.manifest, trained.model, trained.tried)
 
 
 def runs(tracking: ModelRuns, manifest: Manifest) -> list:

@@ -191,7 +191,7 @@ def test_the_choice_is_shown_and_owes_nothing_to_the_hold_out(tmp_path: Path):
         CALENDAR,
         lambda known: [
             *models.assets(GROUPS, CALENDAR, known, tracking, Economics(), 7, kinds, candidates=1),
-            *champion.assets(GROUPS, CALENDAR, known, tracking, Economics(), names),
+            *champion.assets(GROUPS, CALENDAR, known, tracking, names),
         ],
     )
     assets: list[dg.AssetsDefinition | dg.AssetSpec] = [

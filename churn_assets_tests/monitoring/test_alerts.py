@@ -18,7 +18,7 @@ from churn_assets.monitoring.alerts import changes
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.settings import Settings, SettingsError
-from churn_assets.stores.parquet import file_digest
+from churn_assets.stores.digests import file_digest
 from churn_assets.stores.verdicts import Verdict, write_verdict
 from churn_assets_tests.conftest import make_settings
 

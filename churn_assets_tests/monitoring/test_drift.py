@@ -257,7 +257,6 @@ def decide(store: OfflineStore, cutoff: str, model_cutoff: str) -> None:
         training_cutoffs=tuple(day.isoformat() for day in trained),
         holdout=trained[-1].isoformat(),
         metrics={},
-        threshold=0.5,
         rounds=0,
         rows=0,
         seed=0,

@@ -20,7 +20,8 @@ from churn_assets.operations.gate import HeldBack, audit
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.settings import Settings
-from churn_assets.stores.parquet import UnreadableFile, file_digest
+from churn_assets.stores.digests import file_digest
+from churn_assets.stores.parquet import UnreadableFile
 from churn_assets.stores.verdicts import read_verdict
 from churn_assets_tests.conftest import (
     evaluate_quickly,

@@ -24,7 +24,7 @@ from churn_assets.operations.installation import offline_store
 from churn_assets.operations.jobs import RANGE_END, RANGE_START, STAGES
 from churn_assets.operations.plans import plan_refresh
 from churn_assets.settings import Settings
-from churn_assets.stores.parquet import file_digest
+from churn_assets.stores.digests import file_digest
 from churn_assets_tests.conftest import make_settings, review_texts
 
 START, END = dt.datetime(2025, 1, 1, tzinfo=dt.UTC), dt.datetime(2025, 7, 1, tzinfo=dt.UTC)

@@ -6,6 +6,7 @@ Whole runs of the assets on a small made-up shop, with real files and a real MLf
 import datetime as dt
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import dagster as dg
 import pytest
 
 from churn_assets.cutoffs import parse_key
+from churn_assets.definitions import build_definitions
 from churn_assets.models import candidates as models
 from churn_assets.models import champion as champion_assets
 from churn_assets.models.artefacts import ModelStore
@@ -26,6 +28,7 @@ from churn_assets.models.champion import (
 )
 from churn_assets.models.metrics import Economics
 from churn_assets.models.runs import CHAMPION, REGISTERED_MODEL, ModelRuns
+from churn_assets.monitoring.performance import REALISED_PERFORMANCE
 from churn_assets.predictions import churn_predictions as predictions
 from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
 from churn_assets.predictions.contacts import contacts_query
@@ -39,6 +42,7 @@ from churn_assets_tests.conftest import (
     RANGE_START,
     cataloged,
     evaluate_quickly,
+    make_settings,
     query,
 )
 from churn_assets_tests.models.test_models import CALENDAR, VERSIONS, made_up_store
@@ -46,16 +50,22 @@ from churn_assets_tests.models.test_models import CALENDAR, VERSIONS, made_up_st
 FIRST, LAST = "2025-06-01", "2025-08-01"
 
 
-def run(store: OfflineStore, first: str, last: str, *selection: str) -> dg.ExecuteInProcessResult:
+def run(
+    store: OfflineStore,
+    first: str,
+    last: str,
+    *selection: str,
+    economics: Economics = Economics(),  # noqa: B008
+) -> dg.ExecuteInProcessResult:
     """One Dagster run of the model and prediction assets."""
     tracking = ModelRuns(store.home)
     known, own = cataloged(
         store,
         CALENDAR,
         lambda known: [
-            *models.assets(GROUPS, CALENDAR, known, tracking, Economics(), 7),
-            *champion_assets.assets(GROUPS, CALENDAR, known, tracking, Economics()),
-            *predictions.assets(GROUPS, CALENDAR, known),
+            *models.assets(GROUPS, CALENDAR, known, tracking, economics, 7),
+            *champion_assets.assets(GROUPS, CALENDAR, known, tracking),
+            *predictions.assets(GROUPS, CALENDAR, known, economics.threshold),
         ],
     )
     upstream = [
@@ -159,10 +169,53 @@ def test_an_old_backfill_meets_no_model_of_its_future(history: OfflineStore):
     assert decision(store, FIRST).incumbent == {}
 
 
+@pytest.mark.usefixtures("quick_evaluation")
+def test_economics_decide_the_threshold_and_nothing_of_a_model(
+    history: OfflineStore, tmp_path: Path
+):
+    other = OfflineStore(tmp_path / "other", history.tables, history.duckdb)
+    for name in (TRAINING_DATASET, *(group.name for group in GROUPS)):
+        shutil.copytree(history.root / name, other.root / name)
+    economics = Economics(customer_value=45, contact_cost=3, save_rate=0.1)
+    run(other, FIRST, FIRST, economics=economics)
+
+    def kept(store: OfflineStore) -> dict[str, str]:
+        manifests = (store.home / "models").glob(f"*/cutoff={FIRST}/{MANIFEST}")
+        return {path.parents[1].name: path.read_text() for path in manifests}
+
+    def decided(store: OfflineStore) -> list[dict[str, Any]]:
+        return query(f"FROM {store.scan(CHAMPION_MODEL, [FIRST]).sql} ORDER BY ALL")
+
+    assert set(kept(other)) == {*MODELS, CHAMPION_MODEL.name}
+    assert kept(other) == kept(history)
+    assert decided(other) == decided(history)
+    before, after = (
+        [row for row in predicted(store) if str(row["cutoff"]) == FIRST]
+        for store in (history, other)
+    )
+    assert {row["threshold"] for row in after} == {economics.threshold}
+    assert {row["threshold"] for row in before} == {Economics().threshold}
+    for one, two in zip(before, after, strict=True):
+        at_risk = two["churn_probability"] >= economics.threshold
+        assert two["prediction"] == ("CHURN RISK" if at_risk else "RETAIN")
+        for name in ("customer_id", "churn_probability", "model_version"):
+            assert one[name] == two[name]
+
+
+def test_other_economics_are_other_code_of_what_depends_on_them_alone(tmp_path: Path):
+    def versions(**economics: float) -> dict[str, str | None]:
+        defs = build_definitions(make_settings(tmp_path, source="synthetic", **economics))
+        return {s.key.path[-1]: s.code_version for s in defs.resolve_all_asset_specs()}
+
+    before = versions()
+    for other in ({"customer_value": 45}, {"contact_cost": 7}, {"save_rate": 0.1}):
+        after = versions(**other)
+        changed = {name for name in before if before[name] != after[name]}
+        assert changed == {CHURN_PREDICTIONS.name, REALISED_PERFORMANCE.name}
+
+
 def with_champion(history: OfflineStore, folder: Path, cutoff: str, **changes: Any) -> ModelStore:
     """A copy of the decisions and models in which one decision is another."""
-    import shutil
-
     shutil.copytree(history.home / "models", folder / "models")
     path = folder / "models" / CHAMPION_MODEL.name / f"cutoff={cutoff}" / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -188,9 +241,7 @@ def test_a_champion_that_was_trained_anew_is_refused(history: OfflineStore, tmp_
     with pytest.raises(ValueError, match=f"Materialize champion_model {FIRST} again"):
         champion_of(CALENDAR, store, parse_key(FIRST))
     # As an incumbent it is out, and the reason says so.
-    champion, _ = choose_champion(
-        CALENDAR, history, store, VERSIONS, dt.date(2025, 7, 1), Economics()
-    )
+    champion, _ = choose_champion(CALENDAR, history, store, VERSIONS, dt.date(2025, 7, 1))
     assert champion.incumbent == {}
     assert "trained anew" in champion.reason
 
@@ -198,7 +249,7 @@ def test_a_champion_that_was_trained_anew_is_refused(history: OfflineStore, tmp_
 def test_an_incumbent_with_changed_features_is_out(history: OfflineStore):
     versions = VERSIONS | {"monetary": "another"}
     champion, _ = choose_champion(
-        CALENDAR, history, ModelStore(history.home), versions, parse_key(LAST), Economics()
+        CALENDAR, history, ModelStore(history.home), versions, parse_key(LAST)
     )
     assert champion.incumbent == {}
     assert "monetary" in champion.reason

@@ -335,6 +335,7 @@ class Changed(ast.NodeTransformer):
     [
         *("history/sentiment", "history/topics", "history/text_models", "history/text_vectors"),
         *("models/estimators", "models/kinds", "models/promotion", "models/tuning"),
+        *("models/grades", "models/bootstrap", "sources/true_churn", "online/rows"),
         *("models/contributions", "predictions/reasons"),
     ],
 )
@@ -344,7 +345,7 @@ def test_no_constant_or_operator_of_a_versioned_module_changes_unseen(
     source = (PACKAGE / f"{module}.py").read_text()
     digest, counted = code_digest(load(source)), Changed()
     counted.visit(ast.parse(source))
-    assert counted.seen > 20
-    for number in random.Random(module).sample(range(counted.seen), 20):
+    assert counted.seen > 5
+    for number in random.Random(module).sample(range(counted.seen), min(20, counted.seen)):
         changed = ast.unparse(ast.fix_missing_locations(Changed(number).visit(ast.parse(source))))
         assert code_digest(load(changed)) != digest, (module, number)
