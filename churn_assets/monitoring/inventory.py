@@ -2,9 +2,9 @@
 
 Present is what Dagster recorded as materialized and has the content that was written: a file that
 can be read, or the whole artefact of a model. Failed is a partition whose latest attempt failed
-after its latest success. Stale is what `monitoring.staleness` says. Held back is a partition whose present content breaks its
-contract. Foreign is what is there and is no partition as the settings have it, because CHURN_START
-or CHURN_END changed or a clock was ahead: nothing reads it.
+after its latest success. Stale is what `monitoring.staleness` says. Held back is a partition whose
+present content breaks its contract. Foreign is what is there and is no partition as the settings
+have it, because CHURN_START or CHURN_END changed or a clock was ahead: nothing reads it.
 
 `asset_inventory` keeps the counts, one row per asset, and does not list itself.
 """
