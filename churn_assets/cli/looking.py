@@ -1,0 +1,175 @@
+"""Commands that show what there is: `status`, `report`, `sql`, `explain` and `contacts`."""
+
+import datetime as dt
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from churn_assets.cli.values import DAY, shown
+from churn_assets.cutoffs import utc_now
+from churn_assets.operations.terminal import terminal
+from churn_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+
+@click.command()
+def status() -> None:
+    """Partitions per table: present, missing, failed and stale."""
+    from rich.table import Table
+
+    from churn_assets.definitions import build_definitions
+    from churn_assets.monitoring.inventory import inventory
+    from churn_assets.operations.installation import offline_store
+    from churn_assets.operations.instance import dagster_instance
+
+    settings = Settings.read()
+    store = offline_store(settings)
+    table = Table("group", "asset", "present", "missing", "failed", "stale", "first gap")
+    with dagster_instance(settings) as instance:
+        rows = inventory(
+            build_definitions(settings),
+            store,
+            settings.calendar(),
+            instance,
+            utc_now(),
+        )
+    for row in rows:
+        table.add_row(
+            row.group,
+            row.asset.path[-1],
+            f"{len(row.present)}/{len(row.existing)}",
+            str(len(row.missing)),
+            str(len(row.failed)),
+            str(len(row.stale)),
+            row.first_gap or "",
+        )
+    terminal().print(table)
+
+
+@click.command()
+def report() -> None:
+    """What there is: rows per table, champion and hold-out AUC per cutoff, where to look next."""
+    from churn_assets.monitoring.report_text import show
+    from churn_assets.operations.installation import offline_store
+
+    settings = Settings.read()
+    show(terminal(), offline_store(settings), settings.calendar())
+
+
+@click.command()
+@click.argument("query", required=False)
+def sql(query: str | None) -> None:
+    """Run a DuckDB query over the offline store; without one, read queries from standard input.
+
+    Every table is a view, and so are refresh_log: what Dagster did, when, and with what outcome;
+    and audit_log: whose rows the service gave to whom.
+    """
+    from churn_assets.monitoring.refresh_log import refresh_log
+    from churn_assets.operations.installation import offline_store
+    from churn_assets.operations.instance import dagster_instance
+    from churn_assets.operations.sql_shell import statements
+    from churn_assets.serving.audit import audit_query
+    from churn_assets.stores.views import create_views
+
+    settings = Settings.read()
+    store = offline_store(settings)
+    with store.connect() as connection:
+        create_views(connection, store)
+        with dagster_instance(settings) as instance:
+            log = refresh_log(instance)
+        connection.register("refresh_log", log)
+        connection.execute(f"CREATE VIEW audit_log AS {audit_query(store.home)}")
+        if query:
+            _show(connection, query)
+            return
+        prompt = "churn> " if sys.stdin.isatty() else ""
+        for statement in statements(prompt):
+            _show(connection, statement)
+
+
+def _show(connection: "DuckDBPyConnection", query: str) -> None:
+    import duckdb
+
+    try:
+        relation = connection.sql(query)
+        if relation is not None:
+            relation.show(max_rows=200, max_width=200)
+    except duckdb.Error as error:
+        raise click.ClickException(str(error)) from None
+
+
+@click.command()
+@click.argument("customer_id")
+@click.argument("cutoff", type=DAY)
+def explain(customer_id: str, cutoff: dt.datetime) -> None:
+    """Every feature of a customer at a cutoff, with the rows and the window it came from."""
+    from rich.table import Table
+
+    from churn_assets.features import feature_groups
+    from churn_assets.features.explain import explain as explain_customer
+    from churn_assets.operations.installation import offline_store
+
+    settings = Settings.read()
+    calendar = settings.calendar()
+    day = cutoff.date()
+    calendar.require(calendar.cutoffs, [day.isoformat()], utc_now())
+    table = Table("feature", "value", "unit", "window", "rows", "of", "first day", "last day")
+    group = ""
+    groups = feature_groups(settings.review_vectors)
+    for row in explain_customer(groups, offline_store(settings), calendar, customer_id, day):
+        if row.group != group:
+            group = row.group
+            table.add_section()
+            table.add_row(f"[bold]{group}")
+        table.add_row(
+            row.feature,
+            shown(row.value),
+            row.unit,
+            row.window,
+            str(row.rows),
+            row.source,
+            str(row.first_day or ""),
+            str(row.last_day or ""),
+        )
+    terminal().print(table)
+
+
+@click.command()
+@click.option("--cutoff", type=DAY, help="The scored cutoff; the newest where it is not given.")
+@click.option("--limit", default=20, show_default=True, help="Rows to print.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write all to a .csv or .parquet file."
+)
+def contacts(cutoff: dt.datetime | None, limit: int, out: Path | None) -> None:
+    """Customers whom it pays to contact, by expected value, with the reasons."""
+    from churn_assets.models.metrics import Economics
+    from churn_assets.operations.installation import offline_store
+    from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
+    from churn_assets.predictions.contacts import contacts_query
+    from churn_assets.stores.sql import quoted
+
+    settings = Settings.read()
+    store = offline_store(settings)
+    keys = store.keys(CHURN_PREDICTIONS)
+    key = cutoff.date().isoformat() if cutoff else keys[-1] if keys else None
+    if key is None:
+        raise click.ClickException("There are no predictions yet. Make them with `churn backfill`.")
+    if out and out.suffix not in (".csv", ".parquet"):
+        raise click.ClickException(f"{out} ends neither with .csv nor with .parquet.")
+    query = contacts_query(store.scan(CHURN_PREDICTIONS, [key]).sql, Economics.of(settings))
+    with store.connect() as connection:
+        if out is None:
+            _show(connection, f"FROM ({query}) LIMIT {limit}")
+            return
+        file_format = "csv, HEADER" if out.suffix == ".csv" else "parquet"
+        written = connection.execute(
+            f"COPY ({query}) TO '{quoted(out)}' (FORMAT {file_format})"
+        ).fetchall()
+    click.echo(f"{written[0][0]:,} customers to contact at {key} are in {out}.")
+
+
+COMMANDS = (status, report, sql, explain, contacts)
