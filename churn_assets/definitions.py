@@ -31,6 +31,7 @@ from churn_assets.predictions import churn_predictions
 from churn_assets.settings import Settings
 from churn_assets.sources import open_source
 from churn_assets.sources.synthetic import Synthetic
+from churn_assets.stores.identity import refuse_another
 from churn_assets.stores.io_manager import OfflineIOManager
 from churn_assets.training_data import dataset, labels
 
@@ -99,4 +100,6 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     return definitions
 
 
-defs = build_definitions(Settings.read())
+settings = Settings.read()
+refuse_another(settings)
+defs = build_definitions(settings)

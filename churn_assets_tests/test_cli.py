@@ -7,12 +7,17 @@ import getpass
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import duckdb
 import pytest
+from click.testing import CliRunner
 
-from churn_assets_tests.conftest import query
+from churn_assets import cli
+from churn_assets.stores.identity import FILE, AnotherInstallation, identify
+from churn_assets_tests.conftest import make_settings, query
 
 UCI = Path(__file__).parents[2] / "shared" / "data"
 
@@ -176,3 +181,67 @@ def test_the_uci_data_gives_the_published_populations(tmp_path: Path) -> None:
     assert [row["churned"] for row in labels] == [
         *(0.727, 0.725, 0.654, 0.693, 0.699, 0.689, 0.649, 0.667, 0.595),
     ]
+
+
+def test_commands_are_where_they_were_and_load_when_they_are_needed() -> None:
+    code = "import churn_assets.cli, sys; print(sorted({'dagster', 'pydantic'} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert loaded.stdout == "[]\n"
+    assert {
+        *("init", "inspect", "backfill", "status", "report", "sql", "explain", "contacts"),
+        *("accept", "online", "serve", "api-key"),
+    } <= set(cli.churn.list_commands(click.Context(cli.churn)))
+
+
+# Commands that store nothing, or that are the way out of a refusal.
+FREE = {"init", "inspect", "api-key", "reset", "adopt"}
+GIVEN = {
+    "accept": ["raw_events", "--reason=r"],
+    "explain": ["c", "2025-05-01"],
+    "sql": ["SELECT 1"],
+    "online get": ["c"],
+}
+
+
+def commands(group: click.Group, names: tuple[str, ...] = ()) -> Iterator[str]:
+    """The names of all commands, those of groups with their group's."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, (*names, name))
+        else:
+            yield " ".join((*names, name))
+
+
+@pytest.mark.parametrize("name", sorted(set(commands(cli.churn)) - FREE))
+def test_a_command_refuses_the_state_of_other_settings_at_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identify(make_settings(tmp_path, source="synthetic"))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CHURN_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("CHURN_CADENCE", "weekly")
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    result = CliRunner().invoke(cli.churn, [*name.split(), *GIVEN.get(name, [])])
+    assert isinstance(result.exception, AnotherInstallation), result.output
+    assert "CHURN_CADENCE=monthly and not weekly" in str(result.exception)
+    assert "churn reset --yes" in str(result.exception)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_the_code_location_refuses_the_state_of_other_settings(tmp_path: Path) -> None:
+    identify(make_settings(tmp_path, source="synthetic"))
+    environment = {"CHURN_HOME": str(tmp_path / "state"), "PATH": os.environ["PATH"]}
+    load = [sys.executable, "-c", "import churn_assets.definitions"]
+    ran = subprocess.run(load, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    environment |= {"CHURN_SEED": "8"}
+    ran = subprocess.run(load, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert "CHURN_SEED=7 and not 8" in ran.stderr
+
+
+def test_a_wrong_command_gives_a_new_folder_no_identity(tmp_path: Path) -> None:
+    assert churn(tmp_path, "backfill", "--stage", "nonsense", **SMALL_SHOP).returncode == 1
+    assert not (tmp_path / "state" / FILE).exists()

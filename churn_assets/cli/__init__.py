@@ -30,7 +30,7 @@ class Commands(click.Group):
         return super().get_command(ctx, cmd_name)
 
 
-@click.command(cls=Commands)
+@click.group(cls=Commands)
 def churn() -> None:
     """Point-in-time churn features, labels and training sets."""
 

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from churn_assets.cli.values import DAY, shown
+from churn_assets.cli.values import DAY, settings_to_read, shown
 from churn_assets.cutoffs import utc_now
 from churn_assets.operations.terminal import terminal
-from churn_assets.settings import Settings
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -26,7 +25,7 @@ def status() -> None:
     from churn_assets.operations.installation import offline_store
     from churn_assets.operations.instance import dagster_instance
 
-    settings = Settings.read()
+    settings = settings_to_read()
     store = offline_store(settings)
     table = Table("group", "asset", "present", "missing", "failed", "stale", "first gap")
     with dagster_instance(settings) as instance:
@@ -56,7 +55,7 @@ def report() -> None:
     from churn_assets.monitoring.report_text import show
     from churn_assets.operations.installation import offline_store
 
-    settings = Settings.read()
+    settings = settings_to_read()
     show(terminal(), offline_store(settings), settings.calendar())
 
 
@@ -75,7 +74,7 @@ def sql(query: str | None) -> None:
     from churn_assets.serving.audit import audit_query
     from churn_assets.stores.views import create_views
 
-    settings = Settings.read()
+    settings = settings_to_read()
     store = offline_store(settings)
     with store.connect() as connection:
         create_views(connection, store)
@@ -113,7 +112,7 @@ def explain(customer_id: str, cutoff: dt.datetime) -> None:
     from churn_assets.features.explain import explain as explain_customer
     from churn_assets.operations.installation import offline_store
 
-    settings = Settings.read()
+    settings = settings_to_read()
     calendar = settings.calendar()
     day = cutoff.date()
     calendar.require(calendar.cutoffs, [day.isoformat()], utc_now())
@@ -152,7 +151,7 @@ def contacts(cutoff: dt.datetime | None, limit: int, out: Path | None) -> None:
     from churn_assets.predictions.contacts import contacts_query
     from churn_assets.stores.sql import quoted
 
-    settings = Settings.read()
+    settings = settings_to_read()
     store = offline_store(settings)
     keys = store.keys(CHURN_PREDICTIONS)
     key = cutoff.date().isoformat() if cutoff else keys[-1] if keys else None

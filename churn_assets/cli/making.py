@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from churn_assets.cli.values import DAY
+from churn_assets.cli.values import DAY, settings_to_read
 from churn_assets.cutoffs import utc_now
 from churn_assets.operations.terminal import terminal
 from churn_assets.settings import Settings
@@ -65,9 +65,10 @@ def backfill(
     from churn_assets.operations.installation import offline_store
     from churn_assets.operations.instance import dagster_instance
     from churn_assets.operations.progress import shown_progress
+    from churn_assets.stores.identity import identify
     from churn_assets.stores.views import write_views
 
-    settings = Settings.read()
+    settings = settings_to_read()
     calendar = settings.calendar()
     defs, store, now = build_definitions(settings), offline_store(settings), utc_now()
     stages = backfills.stages(names)
@@ -80,6 +81,7 @@ def backfill(
         newest,
         now,
     )
+    identify(settings)
     console = terminal()
     with dagster_instance(settings) as instance:
         made, without = 0, set[str]()

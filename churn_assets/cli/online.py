@@ -2,8 +2,7 @@
 
 import click
 
-from churn_assets.cli.values import shown
-from churn_assets.settings import Settings
+from churn_assets.cli.values import settings_to_read, settings_to_write, shown
 
 
 @click.group()
@@ -18,7 +17,7 @@ def get(customer_id: str) -> None:
     from churn_assets.online.io_manager import connect
     from churn_assets.online.store import OnlineStore
 
-    settings = Settings.read()
+    settings = settings_to_read()
     store = OnlineStore(connect(settings.home, settings.redis_url))
     row = store.get(customer_id)
     if row is None:
@@ -35,7 +34,7 @@ def rollback() -> None:
     from churn_assets.online.io_manager import connect
     from churn_assets.online.publishing import roll_back
 
-    settings = Settings.read()
+    settings = settings_to_write()
     version = roll_back(connect(settings.home, settings.redis_url))
     click.echo(f"Live is {version} now.")
 

@@ -4,7 +4,7 @@ import os
 
 import click
 
-from churn_assets.settings import Settings
+from churn_assets.cli.values import settings_to_write
 
 
 @click.command()
@@ -16,7 +16,7 @@ def serve(host: str, port: int, workers: int | None) -> None:
     from churn_assets.serving.access import Access, is_loopback
     from churn_assets.serving.run import run
 
-    settings = Settings.read()
+    settings = settings_to_write()
     if Access.from_settings(settings).open and not is_loopback(host):
         raise click.ClickException(
             f"Without keys everybody who reaches {host} could read every customer. Set "

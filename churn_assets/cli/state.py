@@ -1,9 +1,9 @@
-"""Commands that change what the state folder is taken for: `accept`."""
+"""Commands about the state folder itself: `accept`."""
 
 import click
 
+from churn_assets.cli.values import settings_to_write
 from churn_assets.operations.terminal import terminal
-from churn_assets.settings import Settings
 
 
 @click.command()
@@ -19,7 +19,7 @@ def accept(table: str, key: str | None, reason: str) -> None:
     from churn_assets.operations.installation import offline_store
     from churn_assets.operations.instance import dagster_instance
 
-    settings = Settings.read()
+    settings = settings_to_write()
     store = offline_store(settings)
     try:
         with dagster_instance(settings) as instance:
