@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import copytree
 
 import click
 import duckdb
@@ -16,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from churn_assets import cli
-from churn_assets.stores.identity import FILE, AnotherInstallation, identify
+from churn_assets.stores.identity import FILE, AnotherInstallation, find_identity, identify
 from churn_assets_tests.conftest import make_settings, query
 
 UCI = Path(__file__).parents[2] / "shared" / "data"
@@ -233,7 +234,7 @@ def test_a_command_refuses_the_state_of_other_settings_at_once(
 
 def test_the_code_location_refuses_the_state_of_other_settings(tmp_path: Path) -> None:
     identify(make_settings(tmp_path, source="synthetic"))
-    environment = {"CHURN_HOME": str(tmp_path / "state"), "PATH": os.environ["PATH"]}
+    environment = os.environ | {"CHURN_HOME": str(tmp_path / "state")}
     load = [sys.executable, "-c", "import churn_assets.definitions"]
     ran = subprocess.run(load, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
@@ -245,3 +246,25 @@ def test_the_code_location_refuses_the_state_of_other_settings(tmp_path: Path) -
 def test_a_wrong_command_gives_a_new_folder_no_identity(tmp_path: Path) -> None:
     assert churn(tmp_path, "backfill", "--stage", "nonsense", **SMALL_SHOP).returncode == 1
     assert not (tmp_path / "state" / FILE).exists()
+
+
+def test_a_copy_and_a_moved_state_are_adopted(tmp_path: Path) -> None:
+    made = identify(make_settings(tmp_path, source="synthetic"))
+    copytree(tmp_path / "state", tmp_path / "copy" / "state")
+    (tmp_path / "state").rename(tmp_path / "moved")
+    moved = {"CHURN_HOME": str(tmp_path / "moved")}
+
+    for wrong in ([], ["--moved", "--copied"]):
+        run = churn(tmp_path, "adopt", *wrong, **moved)
+        assert run.returncode == 2
+        assert "either --moved or --copied" in run.stderr
+    said = churn(tmp_path, "adopt", "--moved", **moved)
+    assert f"{made.name} is at home in {tmp_path / 'moved'}" in said.stdout, said.stderr
+    said = churn(tmp_path / "copy", "adopt", "--copied")
+    copy = find_identity(tmp_path / "copy" / "state")
+    assert copy is not None and copy.name != made.name
+    assert f"{copy.name} is at home in {tmp_path / 'copy' / 'state'}" in said.stdout
+    assert "`churn backfill`" in said.stdout
+    said = churn(tmp_path / "copy", "adopt", "--copied", CHURN_INSTALLATION=copy.name)
+    assert said.returncode == 1
+    assert "name of the original" in said.stderr

@@ -13,16 +13,20 @@ from churn_assets.settings import Settings
 DAGSTER_YAML = Path(__file__).parent / "dagster.yaml"
 
 
+def dagster_home(settings: Settings) -> Path:
+    """Where Dagster's configuration is: DAGSTER_HOME; without it, inside CHURN_HOME."""
+    return Path(os.environ.get("DAGSTER_HOME") or settings.dagster_home)
+
+
 @contextmanager
 def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     """The instance of DAGSTER_HOME; without one, the instance inside CHURN_HOME.
 
     Raises:
-        OSError: Its folder or its storage cannot be written.
+        OSError: Its folder cannot be written, or its storage cannot be used, which may also be a
+            database server that goes away in the middle.
     """
-    from sqlalchemy.exc import OperationalError
-
-    home = Path(os.environ.get("DAGSTER_HOME") or settings.dagster_home)
+    home = dagster_home(settings)
     try:
         home.mkdir(parents=True, exist_ok=True)
         if not (home / "dagster.yaml").exists():
@@ -39,8 +43,25 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     try:
         with dg.DagsterInstance.get() as instance:
             yield instance
-    except OperationalError as error:
-        raise OSError(
-            f"Dagster's storage in {home} cannot be used: {error.orig}. See that its disk has "
-            "space left and that no other program locks it, and run again."
-        ) from error
+    except Exception as error:
+        if why := storage_error(error):
+            raise OSError(
+                f"Dagster's storage, as {home / 'dagster.yaml'} names it, cannot be used: {why} "
+                "See that its disk has space left and that no other program locks it, or that its "
+                "server runs, and run again."
+            ) from error
+        raise
+
+
+def storage_error(error: BaseException | None) -> str:
+    """What a database said, where an error or what caused it is that of one; else empty.
+
+    It is the text of the driver alone: that of SQLAlchemy quotes the statement and its values.
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    while error is not None:
+        if isinstance(error, DBAPIError):
+            return f"{str(error.orig).strip().rstrip('.')}."
+        error = error.__cause__ or error.__context__
+    return ""
