@@ -69,7 +69,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         *backtest_report.assets(store),
         *drift.assets(groups, calendar, store),
         *inventory.assets(lambda: definitions, store, calendar),
-        *registry.assets(groups, calendar, settings.home.parent / "feature_registry.yaml"),
+        *registry.assets(groups, calendar, settings.home),
         *(ground_truth.assets(calendar, source, store) if isinstance(source, Synthetic) else []),
     ]
     described = automation.with_conditions(lineage.with_lineage(assets, groups, store.tables))
