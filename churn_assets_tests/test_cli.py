@@ -94,6 +94,12 @@ def test_explain_shows_values_windows_and_rows(shop: Path) -> None:
     row = next(line for line in run.stdout.splitlines() if " monetary " in line)
     assert "[2025-01-31, 2025-05-01)" in row
     assert "daily_orders" in row
+    lines = run.stdout.splitlines()
+    at = next(i for i, line in enumerate(lines) if " revenue_30d_share " in line)
+    assert "[2025-04-01, 2025-05-01)" in lines[at]
+    assert "of [2025-01-31, 2025-05-01)" in lines[at + 1]
+    shares = next(line for line in lines if " event_vector_search " in line)
+    assert " of " not in lines[lines.index(shares) + 1]
     run = churn(shop, "explain", "nobody", "2025-05-01", **SMALL_SHOP)
     assert run.returncode == 1
     assert "not in the population" in run.stderr

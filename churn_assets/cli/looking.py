@@ -14,6 +14,8 @@ from churn_assets.operations.terminal import terminal
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
+    from churn_assets.features.explain import Span
+
 
 @click.command()
 def status() -> None:
@@ -124,17 +126,23 @@ def explain(customer_id: str, cutoff: dt.datetime) -> None:
             group = row.group
             table.add_section()
             table.add_row(f"[bold]{group}")
+        own, *of = row.spans
         table.add_row(
             row.feature,
             shown(row.value),
             row.unit,
-            row.window,
-            str(row.rows),
+            own.window,
+            str(own.rows),
             row.source,
-            str(row.first_day or ""),
-            str(row.last_day or ""),
+            *_days(own),
         )
+        for span in of:
+            table.add_row("", "", "", f"of {span.window}", str(span.rows), row.source, *_days(span))
     terminal().print(table)
+
+
+def _days(span: "Span") -> tuple[str, str]:
+    return str(span.first_day or ""), str(span.last_day or "")
 
 
 @click.command()
