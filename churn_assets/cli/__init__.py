@@ -39,7 +39,8 @@ def main() -> None:
     """Run the command; expected errors are one message, not a traceback."""
     try:
         churn.main(standalone_mode=False)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()

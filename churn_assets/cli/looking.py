@@ -69,7 +69,7 @@ def sql(query: str | None) -> None:
     Every table is a view, and so are refresh_log: what Dagster did, when, and with what outcome;
     and audit_log: whose rows the service gave to whom.
     """
-    from churn_assets.monitoring.refresh_log import refresh_log
+    from churn_assets.monitoring.refresh_log import empty_log, refresh_log
     from churn_assets.operations.installation import offline_store
     from churn_assets.operations.instance import dagster_instance
     from churn_assets.operations.sql_shell import statements
@@ -80,15 +80,14 @@ def sql(query: str | None) -> None:
     store = offline_store(settings)
     with store.connect() as connection:
         create_views(connection, store)
-        with dagster_instance(settings) as instance:
-            log = refresh_log(instance)
-        connection.register("refresh_log", log)
+        connection.register("refresh_log", empty_log())
         connection.execute(f"CREATE VIEW audit_log AS {audit_query(store.home)}")
-        if query:
-            _show(connection, query)
-            return
         prompt = "churn> " if sys.stdin.isatty() else ""
-        for statement in statements(prompt):
+        for statement in [query] if query else statements(prompt):
+            # Every run is read for it: seconds, where there are thousands.
+            if "refresh_log" in statement.lower():
+                with dagster_instance(settings) as instance:
+                    connection.register("refresh_log", refresh_log(instance))
             _show(connection, statement)
 
 
@@ -137,7 +136,7 @@ def explain(customer_id: str, cutoff: dt.datetime) -> None:
             *_days(own),
         )
         for span in of:
-            table.add_row("", "", "", f"of {span.window}", str(span.rows), row.source, *_days(span))
+            table.add_row("  of", "", "", span.window, str(span.rows), row.source, *_days(span))
     terminal().print(table)
 
 

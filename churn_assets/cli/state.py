@@ -79,10 +79,9 @@ def reset(yes: bool) -> None:
             f"Stays: Dagster's records in DAGSTER_HOME={elsewhere}. There `dagster asset wipe "
             "--all` and `dagster run wipe` delete them, or the web UI those of single assets."
         )
-    if not yes and not sys.stdin.isatty():
+    if not yes and not (sys.stdin.isatty() and click.confirm("Delete it?")):
         raise click.ClickException("Nothing was deleted. `churn reset --yes` deletes it.")
-    if yes or click.confirm("Delete it?", abort=True):
-        resets.reset(settings, name)
+    resets.reset(settings, name)
     click.echo("Deleted. `churn backfill` begins anew.")
 
 

@@ -18,16 +18,16 @@ from itertools import groupby
 from typing import Any
 
 import dagster as dg
-from sqlalchemy.exc import OperationalError
 
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.history.quarantine import QUARANTINED_ROWS
 from churn_assets.history.scored_reviews import SCORED_REVIEWS
 from churn_assets.history.topic_model import slices_of_topics
 from churn_assets.monitoring.inventory import AssetInventory
+from churn_assets.operations.instance import storage_error
 from churn_assets.operations.jobs import RANGE_END, RANGE_START, STAGES, Stage
 from churn_assets.operations.killed_runs import running
-from churn_assets.operations.runs import run_job
+from churn_assets.operations.runs import interrupts_kept, run_job
 from churn_assets.sources.tables import RAW_TABLES
 
 RAW_ASSETS = {
@@ -250,6 +250,7 @@ def run_batch(
 
     Raises:
         BackfillFailed: The run failed.
+        KeyboardInterrupt: The process was interrupted; the run is over in Dagster's records too.
     """
     job = defs.resolve_job_def(batch.stage.name)
     tags = {"churn/started_by": f"churn backfill by {_user()}"}
@@ -260,7 +261,7 @@ def run_batch(
     reporter = threading.Thread(target=_report, args=(instance, run_id, done, on_step), daemon=True)
     reporter.start()
     try:
-        with running(instance, run_id):
+        with interrupts_kept(), running(instance, run_id):
             result = run_job(job, instance, run_id, tags, batch.assets)
     finally:
         done.set()
@@ -295,8 +296,10 @@ def _report(
     while True:
         try:
             connection = instance.get_records_for_run(run_id, cursor)
-        except OperationalError:  # the run meets it too, and says so
-            return
+        except Exception as error:
+            if storage_error(error):  # the run meets it too, and says so
+                return
+            raise
         cursor = connection.cursor
         for record in connection.records:
             entry = record.event_log_entry

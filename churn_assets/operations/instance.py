@@ -62,6 +62,7 @@ def storage_error(error: BaseException | None) -> str:
 
     while error is not None:
         if isinstance(error, DBAPIError):
-            return f"{str(error.orig).strip().rstrip('.')}."
+            text = " ".join(str(error.orig).split())
+            return text if text.endswith((".", "?", "!")) else f"{text}."
         error = error.__cause__ or error.__context__
     return ""
