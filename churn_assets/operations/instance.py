@@ -2,11 +2,13 @@
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.storage.compute_log_manager import CapturedLogContext
 
 from churn_assets.settings import Settings
 
@@ -42,6 +44,7 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     os.environ["DAGSTER_HOME"] = str(home)
     try:
         with dg.DagsterInstance.get() as instance:
+            _keep_interrupts_from_helpers(instance)
             yield instance
     except Exception as error:
         if why := storage_error(error):
@@ -51,6 +54,28 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
                 "server runs, and run again."
             ) from error
         raise
+
+
+def _keep_interrupts_from_helpers(instance: dg.DagsterInstance) -> None:
+    """Let only this process answer Ctrl-C, which reaches all that the terminal runs.
+
+    Dagster copies the output of a step to its log by Python processes, which answer with a
+    traceback each. A process inherits the signals that are blocked where it is started.
+    """
+    manager = instance.compute_log_manager
+    capture = manager.capture_logs
+
+    @contextmanager
+    def capture_logs(log_key: Sequence[str]) -> Iterator[CapturedLogContext]:
+        with ExitStack() as stack:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                captured = stack.enter_context(capture(log_key))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            yield captured
+
+    vars(manager)["capture_logs"] = capture_logs
 
 
 def storage_error(error: BaseException | None) -> str:
