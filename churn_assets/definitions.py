@@ -40,6 +40,7 @@ from churn_assets.settings import Settings
 from churn_assets.sources import open_source
 from churn_assets.sources.synthetic import Synthetic
 from churn_assets.stores.catalog import Catalog
+from churn_assets.stores.identity import refuse_another
 from churn_assets.stores.io_manager import OfflineIOManager
 from churn_assets.training_data import dataset, labels
 
@@ -78,7 +79,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         *backtest_report.assets(store),
         *drift.assets(groups, calendar, store),
         *inventory.assets(lambda: definitions, store, calendar),
-        *registry.assets(groups, calendar, settings.home.parent / "feature_registry.yaml"),
+        *registry.assets(groups, calendar, settings.home),
         *(ground_truth.assets(calendar, source, store) if isinstance(source, Synthetic) else []),
     ]
     described = automation.with_conditions(lineage.with_lineage(assets, groups, store.tables))
@@ -110,4 +111,6 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     return definitions
 
 
-defs = build_definitions(Settings.read())
+settings = Settings.read()
+refuse_another(settings)
+defs = build_definitions(settings)

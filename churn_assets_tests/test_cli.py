@@ -7,17 +7,25 @@ import getpass
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from shutil import copytree
 
+import click
 import duckdb
 import pytest
+from click.testing import CliRunner
 
-from churn_assets_tests.conftest import query
+from churn_assets import cli
+from churn_assets.stores.identity import FILE, AnotherInstallation, find_identity, identify
+from churn_assets_tests.conftest import make_settings, query
 
 UCI = Path(__file__).parents[2] / "shared" / "data"
 
 
-def churn(home: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+def churn(
+    home: Path, *arguments: str, typed: str = "", **settings: str
+) -> subprocess.CompletedProcess[str]:
     """The command, as a user runs it, in a folder without `.env`."""
     home.mkdir(parents=True, exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("CHURN_", "DAGSTER"))}
@@ -25,6 +33,7 @@ def churn(home: Path, *arguments: str, **settings: str) -> subprocess.CompletedP
         [Path(sys.executable).parent / "churn", *arguments],
         env=environment | {"CHURN_HOME": str(home / "state"), "NO_COLOR": "1"} | settings,
         cwd=home,
+        input=typed,
         capture_output=True,
         text=True,
         check=False,
@@ -73,6 +82,23 @@ def test_sql_reads_every_table_and_the_log(shop: Path) -> None:
     assert "Traceback" not in run.stderr
 
 
+def test_sql_reads_the_runs_only_for_a_statement_that_names_the_log(shop: Path) -> None:
+    runs = shop / "state" / "dagster" / "history" / "runs.db"
+    runs.rename(runs.with_suffix(".away"))
+    runs.mkdir()  # so that whoever reads it fails
+    try:
+        run = churn(shop, "sql", "SELECT count(*) AS n FROM raw_events", **SMALL_SHOP)
+        assert run.returncode == 0, run.stderr
+        assert "refresh_log" in churn(shop, "sql", "SHOW TABLES", **SMALL_SHOP).stdout
+        assert churn(shop, "sql", "FROM Refresh_LOG", **SMALL_SHOP).returncode == 1
+    finally:
+        runs.rmdir()
+        runs.with_suffix(".away").rename(runs)
+    typed = "SELECT 1;\nSELECT count(*) > 0 AS there FROM refresh_log;\n"
+    run = churn(shop, "sql", typed=typed, **SMALL_SHOP)
+    assert "true" in run.stdout, run.stderr
+
+
 def test_the_database_for_people_has_a_view_per_table(shop: Path) -> None:
     with duckdb.connect(str(shop / "state" / "offline_store.duckdb"), read_only=True) as connection:
         views = {row[0] for row in connection.execute("SHOW TABLES").fetchall()}
@@ -88,6 +114,12 @@ def test_explain_shows_values_windows_and_rows(shop: Path) -> None:
     row = next(line for line in run.stdout.splitlines() if " monetary " in line)
     assert "[2025-01-31, 2025-05-01)" in row
     assert "daily_orders" in row
+    lines = run.stdout.splitlines()
+    at = next(i for i, line in enumerate(lines) if " revenue_30d_share " in line)
+    assert "[2025-04-01, 2025-05-01)" in lines[at]
+    assert lines[at + 1].split()[1] == "of"
+    assert "[2025-01-31, 2025-05-01)" in lines[at + 1]
+    assert sum("   of  " in line for line in lines) == 4
     run = churn(shop, "explain", "nobody", "2025-05-01", **SMALL_SHOP)
     assert run.returncode == 1
     assert "not in the population" in run.stderr
@@ -176,3 +208,89 @@ def test_the_uci_data_gives_the_published_populations(tmp_path: Path) -> None:
     assert [row["churned"] for row in labels] == [
         *(0.727, 0.725, 0.654, 0.693, 0.699, 0.689, 0.649, 0.667, 0.595),
     ]
+
+
+def test_commands_are_where_they_were_and_load_when_they_are_needed() -> None:
+    code = "import churn_assets.cli, sys; print(sorted({'dagster', 'pydantic'} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert loaded.stdout == "[]\n"
+    assert {
+        *("init", "inspect", "backfill", "status", "report", "sql", "explain", "contacts"),
+        *("accept", "online", "serve", "api-key"),
+    } <= set(cli.churn.list_commands(click.Context(cli.churn)))
+
+
+# Commands that store nothing, or that are the way out of a refusal.
+FREE = {"init", "inspect", "api-key", "reset", "adopt"}
+GIVEN = {
+    "accept": ["raw_events", "--reason=r"],
+    "explain": ["c", "2025-05-01"],
+    "sql": ["SELECT 1"],
+    "online get": ["c"],
+}
+
+
+def commands(group: click.Group, names: tuple[str, ...] = ()) -> Iterator[str]:
+    """The names of all commands, those of groups with their group's."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, (*names, name))
+        else:
+            yield " ".join((*names, name))
+
+
+@pytest.mark.parametrize("name", sorted(set(commands(cli.churn)) - FREE))
+def test_a_command_refuses_the_state_of_other_settings_at_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identify(make_settings(tmp_path, source="synthetic"))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CHURN_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("CHURN_CADENCE", "weekly")
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    result = CliRunner().invoke(cli.churn, [*name.split(), *GIVEN.get(name, [])])
+    assert isinstance(result.exception, AnotherInstallation), result.output
+    assert "CHURN_CADENCE=monthly and not weekly" in str(result.exception)
+    assert "churn reset --yes" in str(result.exception)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_the_code_location_refuses_the_state_of_other_settings(tmp_path: Path) -> None:
+    identify(make_settings(tmp_path, source="synthetic"))
+    environment = os.environ | {"CHURN_HOME": str(tmp_path / "state")}
+    load = [sys.executable, "-c", "import churn_assets.definitions"]
+    ran = subprocess.run(load, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    environment |= {"CHURN_SEED": "8"}
+    ran = subprocess.run(load, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert "CHURN_SEED=7 and not 8" in ran.stderr
+
+
+def test_a_wrong_command_gives_a_new_folder_no_identity(tmp_path: Path) -> None:
+    assert churn(tmp_path, "backfill", "--stage", "nonsense", **SMALL_SHOP).returncode == 1
+    assert not (tmp_path / "state" / FILE).exists()
+
+
+def test_a_copy_and_a_moved_state_are_adopted(tmp_path: Path) -> None:
+    made = identify(make_settings(tmp_path, source="synthetic"))
+    copytree(tmp_path / "state", tmp_path / "copy" / "state")
+    (tmp_path / "state").rename(tmp_path / "moved")
+    moved = {"CHURN_HOME": str(tmp_path / "moved")}
+
+    for wrong in ([], ["--moved", "--copied"]):
+        run = churn(tmp_path, "adopt", *wrong, **moved)
+        assert run.returncode == 2
+        assert "either --moved or --copied" in run.stderr
+    said = churn(tmp_path, "adopt", "--moved", **moved)
+    assert f"{made.name} is at home in {tmp_path / 'moved'}" in said.stdout, said.stderr
+    said = churn(tmp_path / "copy", "adopt", "--copied")
+    copy = find_identity(tmp_path / "copy" / "state")
+    assert copy is not None and copy.name != made.name
+    assert f"{copy.name} is at home in {tmp_path / 'copy' / 'state'}" in said.stdout
+    assert "`churn backfill`" in said.stdout
+    said = churn(tmp_path / "copy", "adopt", "--copied", CHURN_INSTALLATION=copy.name)
+    assert said.returncode == 1
+    assert "name of the original" in said.stderr

@@ -56,7 +56,7 @@ print(json.dumps({
     "api": answer["features"][name],
     "schema": [s["properties"][name] for s in schema.values() if name in s.get("properties", {})],
     "registry": [r["unit"] for r in stored(settings, "feature_registry") if r["feature"] == name],
-    "yaml": (settings.home.parent / "feature_registry.yaml").read_text().count(f"name: {name}"),
+    "yaml": (settings.home / "feature_registry.yaml").read_text().count(f"name: {name}"),
     "drift": [r["level"] for r in stored(settings, "drift_report") if r["feature"] == name],
     "model": name in (settings.home / "models" / "xgboost_model" / "cutoff=2025-06-01" /
                       "manifest.json").read_text(),

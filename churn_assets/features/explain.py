@@ -5,8 +5,25 @@ from dataclasses import dataclass
 
 from churn_assets.cutoffs import Calendar, day_number, from_day_number, window_text
 from churn_assets.features import Groups
-from churn_assets.features.group import in_window, window_days
+from churn_assets.features.group import LOOKBACK, in_window, window_days
 from churn_assets.stores.offline import OfflineStore
+
+
+@dataclass(frozen=True)
+class Span:
+    """A window that a feature looks at, and what lies in it of the customer.
+
+    Args:
+        window: `[begin, cutoff)`.
+        rows: The customer's rows of the rollup within it.
+        first_day: Day of the oldest of those rows, None where there are none.
+        last_day: Day of the newest.
+    """
+
+    window: str
+    rows: int
+    first_day: dt.date | None
+    last_day: dt.date | None
 
 
 @dataclass(frozen=True)
@@ -18,22 +35,16 @@ class Explanation:
         feature: Its name.
         value: What is stored, None for NULL.
         unit: Its unit.
-        window: The window as `[begin, cutoff)`.
         source: The rollup that it is computed from.
-        rows: The customer's rows of that rollup within the window.
-        first_day: Day of the oldest of those rows, None where there are none.
-        last_day: Day of the newest.
+        spans: Its window; of a share of the lookback, the lookback follows.
     """
 
     group: str
     feature: str
     value: object
     unit: str
-    window: str
     source: str
-    rows: int
-    first_day: dt.date | None
-    last_day: dt.date | None
+    spans: tuple[Span, ...]
 
 
 def explain(
@@ -61,25 +72,26 @@ def explain(
             for feature, value in zip(group.features, row, strict=True):
                 rollup = group.rollup(feature.source)
                 rollup_rows = {rollup: store.unchecked(store.tables[rollup]).sql}
-                days = window_days(feature.window, calendar.lookback_days)
-                rows, first, last = connection.execute(
-                    f"SELECT count(*), min(day), max(day) FROM "
-                    f"(SELECT *, {day_number(cutoff)} AS cutoff_day "
-                    f"FROM {group.relation(feature.source, rollup_rows)}) AS source_rows "
-                    f"WHERE customer_id = ? AND {in_window(days)}",
-                    [customer_id],
-                ).fetchall()[0]
-                explanations.append(
-                    Explanation(
-                        group.name,
-                        feature.name,
-                        value,
-                        feature.unit,
-                        window_text(cutoff, days),
-                        rollup,
-                        rows,
-                        from_day_number(first),
-                        from_day_number(last),
+                windows = [feature.window, *([LOOKBACK] if "{lookback}" in feature.sql else [])]
+                spans = []
+                for window in windows:
+                    days = window_days(window, calendar.lookback_days)
+                    rows, first, last = connection.execute(
+                        f"SELECT count(*), min(day), max(day) FROM "
+                        f"(SELECT *, {day_number(cutoff)} AS cutoff_day "
+                        f"FROM {group.relation(feature.source, rollup_rows)}) AS source_rows "
+                        f"WHERE customer_id = ? AND {in_window(days)}",
+                        [customer_id],
+                    ).fetchall()[0]
+                    spans.append(
+                        Span(
+                            window_text(cutoff, days),
+                            rows,
+                            from_day_number(first),
+                            from_day_number(last),
+                        )
                     )
+                explanations.append(
+                    Explanation(group.name, feature.name, value, feature.unit, rollup, tuple(spans))
                 )
     return explanations

@@ -1,7 +1,7 @@
 """The feature registry: entities, feature views and features, derived from the declarations.
 
-Grain: one row per feature. The same content is written as YAML beside the state, for people and
-reviews. Nothing is declared here.
+Grain: one row per feature. The same content is in `CHURN_HOME/feature_registry.yaml`, for people
+and reviews. Nothing is declared here.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ from churn_assets.cutoffs import Calendar
 from churn_assets.features import Groups
 from churn_assets.features.group import EVER, window_days
 from churn_assets.stores.offline import Query
+from churn_assets.stores.staging import write_text
 from churn_assets.stores.tables import Column, Table, sql_version
 
 FEATURE_REGISTRY = Table(
@@ -100,7 +101,7 @@ def registry_query(content: dict[str, Any]) -> str:
     return f"SELECT * FROM (VALUES {values}) AS features ({names})"
 
 
-def assets(groups: Groups, calendar: Calendar, yaml_file: Path) -> list[dg.AssetsDefinition]:
+def assets(groups: Groups, calendar: Calendar, home: Path) -> list[dg.AssetsDefinition]:
     """The registry table and its YAML file."""
     content = registry(groups, calendar.lookback_days)
     query = registry_query(content)
@@ -118,11 +119,8 @@ def assets(groups: Groups, calendar: Calendar, yaml_file: Path) -> list[dg.Asset
     def feature_registry(context: dg.AssetExecutionContext) -> Query:
         import yaml
 
-        yaml_file.parent.mkdir(parents=True, exist_ok=True)
-        # Not in the folder for staged files, which may be on another file system.
-        made = yaml_file.with_suffix(".new")
-        made.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-        made.replace(yaml_file)
+        yaml_file = home / "feature_registry.yaml"
+        write_text(home, yaml_file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
         context.add_output_metadata({"yaml": dg.MetadataValue.path(str(yaml_file))})
         return Query([query])
 

@@ -17,7 +17,7 @@ from churn_assets.history.topic_model import TextModels, TopicManifest
 from churn_assets.history.topics import TOPICS
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.sql import quoted
-from churn_assets.stores.staging import staged
+from churn_assets.stores.staging import publish, staged
 from churn_assets.stores.tables import Column, Table
 
 if TYPE_CHECKING:
@@ -139,7 +139,6 @@ def _keep(connection: "DuckDBPyConnection", store: OfflineStore, folder: Path) -
     [(name,)] = connection.execute(
         "SELECT sha256(string_agg(text_hash, '' ORDER BY text_hash)) FROM scored_chunk"
     ).fetchall()
-    folder.mkdir(parents=True, exist_ok=True)
     with staged(store.home) as path:
         connection.execute(f"COPY scored_chunk TO '{quoted(path)}' (FORMAT parquet)")
-        path.replace(folder / f"{name}.parquet")
+        publish(path, folder / f"{name}.parquet")

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import dagster as dg
-from sqlalchemy.exc import OperationalError
 
+from churn_assets.operations.instance import storage_error
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.operations.killed_runs import running
 from churn_assets.operations.plans import Batch
-from churn_assets.operations.runs import run_job
+from churn_assets.operations.runs import interrupts_kept, run_job
 
 
 class BackfillFailed(Exception):
@@ -42,6 +42,7 @@ def run_batch(
 
     Raises:
         BackfillFailed: The run failed.
+        KeyboardInterrupt: The process was interrupted; the run is over in Dagster's records too.
     """
     job = defs.resolve_job_def(batch.stage.name)
     tags = {"churn/started_by": f"churn backfill by {_user()}"}
@@ -52,7 +53,7 @@ def run_batch(
     reporter = threading.Thread(target=_report, args=(instance, run_id, done, on_step), daemon=True)
     reporter.start()
     try:
-        with running(instance, run_id):
+        with interrupts_kept(), running(instance, run_id):
             result = run_job(job, instance, run_id, tags, batch.assets)
     finally:
         done.set()
@@ -87,8 +88,10 @@ def _report(
     while True:
         try:
             connection = instance.get_records_for_run(run_id, cursor)
-        except OperationalError:  # the run meets it too, and says so
-            return
+        except Exception as error:
+            if storage_error(error):  # the run meets it too, and says so
+                return
+            raise
         cursor = connection.cursor
         for record in connection.records:
             entry = record.event_log_entry

@@ -4,8 +4,12 @@ The web UI lists a run under its job, and can re-execute it, only where the run 
 location that has the job. Dagster calls that the run's origin; `execute_in_process` gives none.
 """
 
+import os
+import signal
 import sys
-from collections.abc import Collection, Mapping
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +61,32 @@ def run_job(
         remote_job_origin=origin(job.name),
     )
     return execute_run(InMemoryJob(job), run, instance)
+
+
+@contextmanager
+def interrupts_kept() -> Iterator[None]:
+    """Raise KeyboardInterrupt at the end where the process was interrupted meanwhile.
+
+    Dagster handles SIGINT and SIGTERM while it executes a run: it takes an interrupt for a failure
+    of the run, and forgets one that comes between the last step and the end. So the signals are
+    noted where no handler can hide them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where no signal arrives
+        return
+    noted, note = os.pipe()
+    os.set_blocking(noted, False)
+    os.set_blocking(note, False)
+    before = signal.set_wakeup_fd(note, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(note)
+        try:
+            signals = os.read(noted, 1_000)
+        except BlockingIOError:  # none, while a forked process keeps the other end
+            signals = b""
+        os.close(noted)
+        if {signal.SIGINT, signal.SIGTERM} & set(signals):
+            raise KeyboardInterrupt

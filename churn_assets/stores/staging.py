@@ -31,14 +31,29 @@ def staged(home: Path) -> Iterator[Path]:
 
 
 def write_text(home: Path, path: Path, text: str) -> None:
-    """Replace a file under the state folder in one step."""
+    """Replace a file under the state folder in one step, as `publish` does."""
     with staged(home) as made:
-        with made.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made.replace(path)
+        made.write_text(text)
+        publish(made, path)
+
+
+def publish(made: Path, path: Path) -> None:
+    """Replace a file by a staged one in one step, so that it survives a power failure."""
+    _sync(made)
+    new = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.replace(path)
+    # A name is in its folder, and a new folder's name in the one above.
+    for folder in (path.parent, *(folder.parent for folder in new)):
+        _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _folder(home: Path) -> Path:

@@ -7,6 +7,7 @@ is kept with who, why and when.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from churn_assets.stores.digests import file_digest
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.staging import write_text
 from churn_assets.stores.tables import Table
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,22 @@ def verdict_path(home: Path, table: str, key: str | None) -> Path:
 
 
 def read_verdict(home: Path, table: str, key: str | None) -> Verdict | None:
-    """The verdict of a partition; None where the checks have not seen it."""
+    """The verdict of a partition; None where the checks have not seen it, or it is damaged."""
+    path = verdict_path(home, table, key)
     try:
-        kept = json.loads(verdict_path(home, table, key).read_text())
+        kept = json.loads(path.read_text())
+        return Verdict(
+            kept["content"],
+            tuple(kept["rules"]),
+            dict(kept["failures"]),
+            dict(kept["warnings"]),
+            dict(kept["accepted"]) if kept.get("accepted") else None,
+        )
     except FileNotFoundError:
         return None
-    return Verdict(**{**kept, "rules": tuple(kept["rules"])})
+    except (ValueError, TypeError, LookupError) as error:
+        log.warning("%s is damaged (%r), so the partition is checked again.", path, error)
+        return None
 
 
 def write_verdict(home: Path, table: str, key: str | None, verdict: Verdict) -> None:

@@ -131,7 +131,7 @@ def test_the_columns_are_declared_everywhere(shops: Path, method: Method) -> Non
     )
     types = {row["column_name"]: row["column_type"] for row in columns}
     assert [types[name] for name in NAMES] == ["DOUBLE"] * DIMENSIONS
-    registry = yaml.safe_load((shops / "plain" / "feature_registry.yaml").read_text())
+    registry = yaml.safe_load((shops / "plain" / "state" / "feature_registry.yaml").read_text())
     declared = {f["name"]: f for view in registry["feature_views"] for f in view["features"]}
     assert method in declared[NAMES[-1]]["description"]
 

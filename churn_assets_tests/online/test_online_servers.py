@@ -29,6 +29,7 @@ from benchmarks.torture import Versions, leftovers, torture
 from churn_assets.online import publishing, server, versions
 from churn_assets.online import store as online
 from churn_assets.online.io_manager import connect
+from churn_assets.operations.reset import delete_online
 from churn_assets_tests.online.test_online import (
     CUSTOMERS,
     live_edition,
@@ -122,6 +123,15 @@ def cluster(tmp_path: Path) -> Iterator[str]:
 def is_whole(info: Any) -> bool:
     fields = info if isinstance(info, dict) else dict(line.split(":") for line in str(info).split())
     return fields["cluster_state"] == "ok" and fields["cluster_known_nodes"] == "3"
+
+
+def test_a_reset_deletes_its_keys_on_every_node_of_a_cluster(tmp_path: Path, cluster: str) -> None:
+    client = connect(tmp_path, cluster)
+    for name in ("a", "b"):
+        for i in range(300):
+            client.set(f"churn:{name}:{i}", i)
+    assert delete_online(tmp_path, cluster, "a") == 300
+    assert sum(1 for _ in client.scan_iter()) == 300
 
 
 def test_a_cluster(cluster: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.settings import Settings
 from churn_assets.stores.digests import file_digest
 from churn_assets.stores.parquet import UnreadableFile
-from churn_assets.stores.verdicts import read_verdict
+from churn_assets.stores.verdicts import read_verdict, verdict_path
 from churn_assets_tests.conftest import (
     evaluate_quickly,
     ingest_run,
@@ -298,10 +298,18 @@ def test_a_person_may_accept_what_is_held_back(
     ).output  # fmt: skip
 
 
-def test_a_content_that_nobody_has_looked_at_is_looked_at(settings: Settings) -> None:
+@pytest.mark.parametrize("damaged", [None, "", '{"content": ', "[]", "null", '{"rules": []}'])
+def test_a_content_that_nobody_has_looked_at_is_looked_at(
+    settings: Settings, damaged: str | None
+) -> None:
+    """A damaged verdict, as a power failure leaves one, is as good as none."""
     store = offline_store(settings)
     table = store.tables["churn_labels"]
     shutil.rmtree(settings.home / "verdicts")
+    if damaged is not None:
+        path = verdict_path(settings.home, "churn_labels", CUTOFF)
+        path.parent.mkdir(parents=True)
+        path.write_text(damaged)
     store.scan(table, [CUTOFF])
     verdict = read_verdict(settings.home, "churn_labels", CUTOFF)
     assert verdict is not None

@@ -144,7 +144,7 @@ def test_a_full_disk_changes_nothing_and_says_so(
         fill(small_disk)
 
     said = churn(shop.home, "backfill").result(1)
-    assert "Dagster's storage in" in said
+    assert "Dagster's storage, as " in said
     assert "disk has space left" in said
     # Where there is room for Dagster's own records, it is the assets that say so.
     copytree(undisturbed.home / "dagster", tmp_path / "dagster")
