@@ -7,6 +7,7 @@ import os
 import random
 import sqlite3
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ for name in ("REDIS_URL", "MLFLOW_TRACKING_URI"):
 from churn_assets.definitions import build_definitions
 from churn_assets.features import feature_groups
 from churn_assets.models.kinds import ESTIMATORS
+from churn_assets.models.runs import ModelRuns
 from churn_assets.operations.installation import tables
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.settings import Settings
 from churn_assets.sources.review_texts import review_text
+from churn_assets.stores.identity import identify
 
 Row = dict[str, Any]
 
@@ -124,6 +127,11 @@ def make_settings(folder: Path, **overrides: Any) -> Settings:
         "source": "files",
     }
     return Settings(_env_file=None, **(values | overrides))
+
+
+def model_runs(home: Path, uri: str | None = None) -> ModelRuns:
+    """The runs of an installation in MLflow."""
+    return ModelRuns(home, uri, partial(identify, make_settings(home.parent, home=home)))
 
 
 def ingest_run(

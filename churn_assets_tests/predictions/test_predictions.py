@@ -25,7 +25,7 @@ from churn_assets.models.champion import (
     find_champion,
 )
 from churn_assets.models.metrics import Economics
-from churn_assets.models.runs import CHAMPION, REGISTERED_MODEL, ModelRuns
+from churn_assets.models.runs import CHAMPION
 from churn_assets.predictions import churn_predictions as predictions
 from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
 from churn_assets.predictions.contacts import contacts_query
@@ -33,7 +33,14 @@ from churn_assets.stores.artefacts import MANIFEST
 from churn_assets.stores.io_manager import OfflineIOManager
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.training_data.dataset import TRAINING_DATASET
-from churn_assets_tests.conftest import GROUPS, RANGE_END, RANGE_START, evaluate_quickly, query
+from churn_assets_tests.conftest import (
+    GROUPS,
+    RANGE_END,
+    RANGE_START,
+    evaluate_quickly,
+    model_runs,
+    query,
+)
 from churn_assets_tests.models.test_models import CALENDAR, VERSIONS, made_up_store
 
 FIRST, LAST = "2025-06-01", "2025-08-01"
@@ -41,7 +48,7 @@ FIRST, LAST = "2025-06-01", "2025-08-01"
 
 def run(store: OfflineStore, first: str, last: str, *selection: str) -> dg.ExecuteInProcessResult:
     """One Dagster run of the model and prediction assets."""
-    tracking = ModelRuns(store.home)
+    tracking = model_runs(store.home)
     own = [
         *models.assets(GROUPS, CALENDAR, store, tracking, Economics(), 7),
         *champion_assets.assets(GROUPS, CALENDAR, store, tracking, Economics()),
@@ -134,12 +141,12 @@ def test_the_graph_shows_grades_per_cutoff(tmp_path: Path):
 
 
 def test_an_old_backfill_meets_no_model_of_its_future(history: OfflineStore):
-    tracking, store = ModelRuns(history.home), ModelStore(history.home)
+    tracking, store = model_runs(history.home), ModelStore(history.home)
     before = predicted(history)
 
     def champion() -> str | None:
         registry = tracking.client
-        return registry.get_model_version_by_alias(REGISTERED_MODEL, CHAMPION).run_id
+        return registry.get_model_version_by_alias(tracking.name, CHAMPION).run_id
 
     newest = champion()
     run(history, FIRST, FIRST, CHAMPION_MODEL.name, CHURN_PREDICTIONS.name)
