@@ -145,7 +145,7 @@ def backfill(
         for line in [] if names else not_made(calendar, now, without):
             console.print(line, highlight=False)
         # Also then: the last run may have been killed before it came to this.
-        write_views(store, settings.home / "offline_store.duckdb")
+        write_views(store)
 
 
 @churn.command()
@@ -230,10 +230,11 @@ def sql(query: str | None) -> None:
     from churn_assets.operations.instance import dagster_instance
     from churn_assets.operations.sql_shell import statements
     from churn_assets.serving.audit import audit_query
-    from churn_assets.stores.views import create_views
+    from churn_assets.stores.views import create_views, renew_views
 
     settings = Settings.read()
     store = offline_store(settings)
+    renew_views(store)
     with store.connect() as connection:
         create_views(connection, store)
         with dagster_instance(settings) as instance:
