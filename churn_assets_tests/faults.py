@@ -25,7 +25,7 @@ from churn_assets.online.io_manager import connect
 from churn_assets.online.store import read_version
 from churn_assets.operations.backfill import plan_stage, run_batch, stages
 from churn_assets.operations.installation import offline_store
-from churn_assets.operations.instance import DAGSTER_YAML
+from churn_assets.operations.with_settings import DAGSTER_YAML
 from churn_assets.settings import Settings
 from churn_assets.stores.identity import identify
 from churn_assets.stores.tracking import ASSET_TAG, PARTITION_TAG
