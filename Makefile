@@ -1,11 +1,10 @@
 # The commands of the project. State lives under CHURN_HOME; deleting it is a clean start.
--include .env
 PYTHON ?= python3
-export CHURN_HOME ?= $(CURDIR)/data/state
-export DAGSTER_HOME ?= $(CHURN_HOME)/dagster
 # Where bytecode is not kept, as in many containers, every process compiles its libraries anew.
 unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
+# Puts CHURN_HOME and DAGSTER_HOME into the environment of what it runs, as `churn` reads them.
+WITH_SETTINGS := $(BIN)/python -m churn_assets.operations.with_settings
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 
 .PHONY: setup mlflow demo test check dev serve bench lock
@@ -26,14 +25,14 @@ setup: .venv/installed  ## only the installation, exact versions from requiremen
 test: .venv/installed-dev  ## install what tests need and run them all
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-check: .venv/installed-dev $(DAGSTER_HOME)/dagster.yaml  ## lint, format, layers, types, definitions
+check: .venv/installed-dev  ## lint, format, layers, types, definitions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/dg check defs
+	$(WITH_SETTINGS) $(BIN)/dg check defs
 
-demo: .venv/installed $(DAGSTER_HOME)/dagster.yaml  ## a synthetic shop through the whole graph
+demo: .venv/installed  ## a synthetic shop through the whole graph
 	$(BIN)/churn backfill --last 12
 	$(BIN)/churn report
 
@@ -51,17 +50,14 @@ bench: .venv/installed .venv-feast/installed  ## the benchmarks
 	touch $@
 
 mlflow: .venv/installed  ## the runs of the models on http://localhost:5000
-	$(BIN)/mlflow server --backend-store-uri sqlite:///$(CHURN_HOME)/mlflow.db --port 5000
+	$(WITH_SETTINGS) sh -c \
+		'exec $(BIN)/mlflow server --backend-store-uri "sqlite:///$$CHURN_HOME/mlflow.db" --port 5000'
 
-dev: .venv/installed-dev $(DAGSTER_HOME)/dagster.yaml  ## the web UI and daemon on http://localhost:3000
-	$(BIN)/dg dev --port 3000
+dev: .venv/installed-dev  ## the web UI and daemon on http://localhost:3000
+	$(WITH_SETTINGS) $(BIN)/dg dev --port 3000
 
 serve: .venv/installed  ## features and predictions over HTTP, on http://localhost:8000
 	$(BIN)/churn serve
-
-$(DAGSTER_HOME)/dagster.yaml: churn_assets/operations/dagster.yaml
-	mkdir -p $(@D)
-	cp $< $@
 
 # Needs uv. nvidia-nccl (469 MB) serves xgboost on several GPUs only, so it is left out.
 LOCK := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \

@@ -5,7 +5,7 @@ its own. What an asset does is in the module of its layer; docs/architecture.md 
 """
 
 import warnings
-from functools import cache
+from functools import cache, partial
 
 import dagster as dg
 
@@ -40,7 +40,7 @@ from churn_assets.settings import Settings
 from churn_assets.sources import open_source
 from churn_assets.sources.synthetic import Synthetic
 from churn_assets.stores.catalog import Catalog
-from churn_assets.stores.identity import refuse_another
+from churn_assets.stores.identity import identify, refuse_another
 from churn_assets.stores.io_manager import OfflineIOManager
 from churn_assets.training_data import dataset, labels
 
@@ -56,7 +56,9 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     store = offline_store(settings, catalog)
     source = open_source(settings)
     groups = feature_groups(settings.review_vectors)
-    runs = ModelRuns(settings.home, settings.mlflow_tracking_uri)
+    # Asked for when something is written: a code location that only loads writes nothing.
+    identity = cache(partial(identify, settings))
+    runs = ModelRuns(settings.home, settings.mlflow_tracking_uri, identity)
     economics = Economics.of(settings)
     kinds = (*ESTIMATORS, *(EXTRA_ESTIMATORS[name] for name in settings.extra_models))
     raw_assets = raw.assets(calendar, source, store)

@@ -6,7 +6,9 @@ both with a message that names the variable. Nothing else in the package reads t
 
 import datetime as dt
 import os
+import re
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from churn_assets.cutoffs import Cadence, Calendar
 
 DATA = Path("data")
+ENV_FILE = Path(".env")
 
 
 class SettingsError(ValueError):
@@ -26,7 +29,12 @@ class Settings(BaseSettings):
     """The settings of one installation; see the table in the README."""
 
     model_config = SettingsConfigDict(
-        env_prefix="CHURN_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
+        env_prefix="CHURN_",
+        env_file=ENV_FILE,
+        env_file_encoding="utf-8",  # as Dagster reads it, whatever the locale
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
     )
 
     home: Path = Field(
@@ -110,7 +118,10 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         # A run launched from another folder must find the same state.
-        return path and path.expanduser().absolute()
+        try:
+            return path and path.expanduser().absolute()
+        except RuntimeError:
+            raise ValueError("there is no user of that name; write the folder out") from None
 
     @field_validator("extra_models", mode="before")
     @classmethod
@@ -165,8 +176,9 @@ class Settings(BaseSettings):
         """The settings of this process.
 
         Raises:
-            SettingsError: A variable has no valid value.
+            SettingsError: A variable has no valid value, or another one for Dagster.
         """
+        refuse_ambiguous(ENV_FILE)
         try:
             settings = cls()
             settings.calendar()
@@ -213,6 +225,73 @@ class Settings(BaseSettings):
         )
 
 
+def refuse_ambiguous(path: Path) -> None:
+    """Refuse an `.env` from which Dagster and `churn` would not read the same.
+
+    Both read it with python-dotenv. But Dagster puts the values into the environment and reads the
+    file again there, takes names as they are written, and needs DAGSTER_HOME earlier.
+
+    Raises:
+        SettingsError: With the line, and what to write instead.
+    """
+    from dotenv.parser import parse_stream
+
+    if not path.is_file():
+        return
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from None
+    known = {_variable(name) for name in Settings.model_fields}
+    lines = list(parse_stream(StringIO(text, newline=None)))
+    # Where each name is set first. Commands that are started by others find these two set.
+    first = {"CHURN_HOME": len(lines), "DAGSTER_HOME": len(lines)}
+    for number, line in reversed(list(enumerate(lines))):
+        first |= {line.key: number} if line.key else {}
+    for number, line in enumerate(lines):
+        written, name = line.original.string, line.key or ""
+        # A line is given with the empty ones above it.
+        above = written[: len(written) - len(written.lstrip())].count("\n")
+        where = f"{path}, line {line.original.line + above}"
+        if line.error or "\0" in written:
+            raise SettingsError(f"{where} is no NAME=value. Correct it, or put # before it.")
+        if name == "DAGSTER_HOME":
+            raise SettingsError(
+                f"{where}: Dagster needs DAGSTER_HOME before it reads this file. Take it out, and "
+                f"`export DAGSTER_HOME={line.value or ''}` in the shell; without it, Dagster's "
+                "storage is in CHURN_HOME."
+            )
+        if name.upper() in known and (name not in known or line.value is None):
+            raise SettingsError(f"{where}: write it as {name.upper()}={line.value or ''}")
+        for other in re.findall(r"\$\{([^}:]*)", line.value or ""):
+            if first.get(other, -1) >= number:
+                raise SettingsError(
+                    f"{where}: ${{{other}}} has no value there yet, and another one when the file "
+                    f"is read again. Set {other} in a line above it, or write its value."
+                )
+
+
+def refuse_two_values(path: Path) -> None:
+    """Refuse an environment that says otherwise than `.env`: Dagster takes the file, `churn` not.
+
+    Raises:
+        SettingsError: With both values.
+    """
+    from dotenv import dotenv_values
+
+    secret = {
+        _variable(n) for n, f in Settings.model_fields.items() if "Secret" in f"{f.annotation}"
+    }
+    for name in map(_variable, Settings.model_fields):
+        values = os.environ.get(name), dotenv_values(path).get(name)
+        if None not in values and values[0] != values[1]:
+            shown = ("one value", "another") if name in secret else values
+            raise SettingsError(
+                f"{name} is {shown[0]} in the environment and {shown[1]} in {path}. Dagster would "
+                "take the second and `churn` the first. Unset one of them."
+            )
+
+
 def environment_variable(name: str) -> str:
     """A variable that is no setting, such as a password that a query names; also from `.env`.
 
@@ -221,7 +300,7 @@ def environment_variable(name: str) -> str:
     """
     from dotenv import dotenv_values
 
-    value = os.environ.get(name) or dotenv_values(".env").get(name)
+    value = os.environ.get(name) or dotenv_values(ENV_FILE).get(name)
     if not value:
         raise SettingsError(f"The environment variable {name} is not set.")
     return value

@@ -9,7 +9,7 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,13 @@ from churn_assets.cutoffs import Calendar
 from churn_assets.definitions import build_definitions
 from churn_assets.features import feature_groups
 from churn_assets.models.kinds import ESTIMATORS
+from churn_assets.models.runs import ModelRuns
 from churn_assets.operations.installation import tables
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.settings import Settings
 from churn_assets.sources.review_texts import review_text
 from churn_assets.stores.catalog import Catalog
+from churn_assets.stores.identity import identify
 from churn_assets.stores.offline import OfflineStore
 
 Row = dict[str, Any]
@@ -143,6 +145,11 @@ def cataloged(
     known = replace(store, catalog=catalog)
     made.extend(make(known))
     return known, made
+
+
+def model_runs(home: Path, uri: str | None = None) -> ModelRuns:
+    """The runs of an installation in MLflow."""
+    return ModelRuns(home, uri, partial(identify, make_settings(home.parent, home=home)))
 
 
 def ingest_run(

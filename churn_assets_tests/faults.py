@@ -5,13 +5,12 @@ Prevents the simplification of comparing two backfills by what was convenient to
 
 import datetime as dt
 import os
-import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shutil import copy, copytree, ignore_patterns
 from typing import IO
@@ -20,15 +19,17 @@ import dagster as dg
 import pyarrow as pa
 
 from churn_assets.definitions import build_definitions
+from churn_assets.models.runs import ModelRuns
 from churn_assets.monitoring.inventory import AssetInventory, inventory
 from churn_assets.online.io_manager import connect
 from churn_assets.online.store import read_version
 from churn_assets.operations.backfill import run_batch
 from churn_assets.operations.installation import offline_store
-from churn_assets.operations.instance import DAGSTER_YAML
 from churn_assets.operations.plans import backfill_batches, stages
+from churn_assets.operations.with_settings import DAGSTER_YAML
 from churn_assets.settings import Settings
-from churn_assets.stores.tracking import ASSET_TAG, PARTITION_TAG, Tracking
+from churn_assets.stores.identity import identify
+from churn_assets.stores.tracking import ASSET_TAG, PARTITION_TAG
 from churn_assets_tests.conftest import make_settings
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)  # history ends before
@@ -105,12 +106,13 @@ class Shop:
         copy(DAGSTER_YAML, self.settings.dagster_home)
         self.instance = dg.DagsterInstance.from_config(str(self.settings.dagster_home))
 
+    @property
+    def tracking(self) -> ModelRuns:
+        return ModelRuns(self.home, None, partial(identify, self.settings))
+
     def copy(self, home: Path, redis_url: str | None = None) -> "Shop":
         """An installation that goes on from here, with nothing online."""
         copytree(self.home, home, ignore=ignore_patterns("mlartifacts", "online_store"))
-        with closing(sqlite3.connect(home / "mlflow.db")) as mlflow, mlflow:
-            location = (home / "mlartifacts").as_uri()
-            mlflow.execute("UPDATE experiments SET artifact_location = ?", [location])
         return Shop(home, redis_url)
 
     def complete(self) -> list[str]:
@@ -141,7 +143,7 @@ class Shop:
 
     def mlflow_runs(self) -> Counter[tuple[str, str]]:
         """How many active runs each asset and partition has."""
-        tracking = Tracking(self.home)
+        tracking = self.tracking
         runs = tracking.client.search_runs([tracking.experiment_id])
         assert {run.info.status for run in runs} <= {"FINISHED"}
         return Counter((run.data.tags[ASSET_TAG], run.data.tags[PARTITION_TAG]) for run in runs)

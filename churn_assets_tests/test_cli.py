@@ -5,6 +5,7 @@ backfill that needs more than its command.
 import datetime as dt
 import getpass
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,6 +106,16 @@ def test_the_database_for_people_has_a_view_per_table(shop: Path) -> None:
         assert {"raw_events", "daily_orders", "customer_rfm_features", "churn_labels"} <= views
         rows = connection.execute("SELECT count(*) FROM customer_rfm_features").fetchall()
         assert rows[0][0] > 0
+
+
+def test_sql_writes_the_database_of_a_copied_folder_anew(shop: Path, tmp_path: Path) -> None:
+    shutil.copytree(shop / "state", tmp_path / "state")
+    run = churn(tmp_path, "sql", "SELECT count(*) FROM daily_orders", **SMALL_SHOP)
+    assert run.returncode == 0, run.stderr
+    with duckdb.connect() as connection:
+        connection.execute(f"ATTACH '{tmp_path}/state/offline_store.duckdb' AS copy (READ_ONLY)")
+        rows = connection.execute("SELECT count(*) FROM copy.daily_orders").fetchall()
+    assert rows[0][0] > 0
 
 
 def test_explain_shows_values_windows_and_rows(shop: Path) -> None:

@@ -84,6 +84,7 @@ def journey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     ]
     settings = shop(
         folder,
+        installation="journey",
         redis_url=f"redis://127.0.0.1:{redis_port}",
         mlflow_tracking_uri=f"http://127.0.0.1:{mlflow_port}",
     )
@@ -160,12 +161,12 @@ def test_the_mlflow_server_has_one_run_per_model_and_partition(journey: Settings
     import mlflow
 
     client = mlflow.MlflowClient(journey.mlflow_tracking_uri)
-    experiment = client.get_experiment_by_name("churn")
+    experiment = client.get_experiment_by_name("churn-journey")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     targets = {(run.data.tags["churn.asset"], run.data.tags["churn.partition"]) for run in runs}
     assert len(runs) == len(targets) == 4 * 2
-    champion = client.get_model_version_by_alias("churn", "champion")
+    champion = client.get_model_version_by_alias("churn-journey", "champion")
     assert champion.tags["churn.partition"] <= "2025-08-01"
 
 

@@ -5,9 +5,9 @@ customers of the synthetic shop until 2025-07-01, without the pictures of MLflow
 """
 
 import datetime as dt
-import sqlite3
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -19,40 +19,27 @@ from churn_assets.features import feature_versions
 from churn_assets.models.artefacts import ModelStore
 from churn_assets.models.champion import find_champion
 from churn_assets.models.estimators import inputs
-from churn_assets.models.runs import CHAMPION, REGISTERED_MODEL, ModelRuns
+from churn_assets.models.runs import CHAMPION, ModelRuns
 from churn_assets.monitoring.inventory import inventory
 from churn_assets.online.server import stop
 from churn_assets.operations.backfill import run_batch
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.plans import backfill_batches, stages
 from churn_assets.settings import Settings
+from churn_assets.stores.identity import identify
 from churn_assets_tests.conftest import GROUPS, make_settings, stored
 from churn_assets_tests.served_shop import running
 
 STATE = Path(__file__).parent / "fixtures" / "state-0.1.tar.xz"
-MADE_IN = "/tmp/churn-assets-0.1/state"
 END = dt.datetime(2025, 7, 1, tzinfo=dt.UTC)
 
 
 @pytest.fixture
 def old(tmp_path: Path) -> Iterator[Settings]:
-    """An installation of version 0.1, as if it had been made where it is."""
+    """An installation of version 0.1 that was made elsewhere, in a folder that is gone."""
     settings = make_settings(tmp_path, source="synthetic", synthetic_customers=120, end=END)
     with tarfile.open(STATE) as archive:
         archive.extractall(settings.home, filter="data")
-    with sqlite3.connect(settings.home / "mlflow.db") as database:
-        places = (
-            ("experiments", "artifact_location"),
-            ("runs", "artifact_uri"),
-            ("logged_models", "artifact_location"),
-            ("model_versions", "source"),
-            ("model_versions", "storage_location"),
-        )
-        for table, column in places:
-            database.execute(
-                f"UPDATE {table} SET {column} = replace({column}, ?, ?)",
-                (MADE_IN, str(settings.home)),
-            )
     yield settings
     stop(settings.home)
 
@@ -85,13 +72,14 @@ def test_its_rows_and_its_champion_are_served(old: Settings) -> None:
 def test_its_models_in_mlflow_still_predict(old: Settings) -> None:
     import mlflow
 
-    runs, store = ModelRuns(old.home), ModelStore(old.home)
+    runs, store = ModelRuns(old.home, None, partial(identify, old)), ModelStore(old.home)
     champion = find_champion(store, END.date())
     assert champion is not None
     manifest = store.manifest(champion.model, champion.model_cutoff)
     own = store.load(manifest, feature_versions(GROUPS))
+    assert runs.experiment_id, "the store is opened, which names what version 0.1 made"
     mlflow.set_tracking_uri(runs.tracking_uri)
-    logged = mlflow.pyfunc.load_model(f"models:/{REGISTERED_MODEL}@{CHAMPION}")
+    logged = mlflow.pyfunc.load_model(f"models:/{runs.name}@{CHAMPION}")
     dataset = offline_store(old).scan(offline_store(old).tables["training_dataset"]).sql
     with offline_store(old).connect() as connection:
         example = connection.sql(f"FROM {dataset} ORDER BY customer_id, cutoff LIMIT 20").df()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from churn_assets.cli.values import DAY, settings_to_read, shown
+from churn_assets.cli.values import DAY, settings_to_read, shown, store_with_catalog
 from churn_assets.cutoffs import utc_now
 from churn_assets.operations.terminal import terminal
 
@@ -61,10 +61,9 @@ def status() -> None:
 def report() -> None:
     """What there is: rows per table, champion and hold-out AUC per cutoff, where to look next."""
     from churn_assets.monitoring.report_text import show
-    from churn_assets.operations.installation import offline_store
 
     settings = settings_to_read()
-    show(terminal(), offline_store(settings), settings.calendar())
+    show(terminal(), store_with_catalog(settings), settings.calendar())
 
 
 @click.command()
@@ -76,14 +75,14 @@ def sql(query: str | None) -> None:
     and audit_log: whose rows the service gave to whom.
     """
     from churn_assets.monitoring.refresh_log import empty_log, refresh_log
-    from churn_assets.operations.installation import offline_store
     from churn_assets.operations.instance import dagster_instance
     from churn_assets.operations.sql_shell import statements
     from churn_assets.serving.audit import audit_query
-    from churn_assets.stores.views import create_views
+    from churn_assets.stores.views import create_views, renew_views
 
     settings = settings_to_read()
-    store = offline_store(settings)
+    store = store_with_catalog(settings)
+    renew_views(store)
     with store.connect() as connection:
         create_views(connection, store)
         connection.register("refresh_log", empty_log())
@@ -159,13 +158,12 @@ def _days(span: "Span") -> tuple[str, str]:
 def contacts(cutoff: dt.datetime | None, limit: int, out: Path | None) -> None:
     """Customers whom it pays to contact, by expected value, with the reasons."""
     from churn_assets.models.metrics import Economics
-    from churn_assets.operations.installation import offline_store
     from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
     from churn_assets.predictions.contacts import contacts_query
     from churn_assets.stores.sql import quoted
 
     settings = settings_to_read()
-    store = offline_store(settings)
+    store = store_with_catalog(settings)
     keys = store.keys(CHURN_PREDICTIONS)
     key = cutoff.date().isoformat() if cutoff else keys[-1] if keys else None
     if key is None:

@@ -58,7 +58,7 @@ def backfill(
     if stale and (first or last or newest or names):
         raise ValueError("--stale goes alone: it finds the stages and partitions by itself.")
     from churn_assets.definitions import build_definitions
-    from churn_assets.monitoring.inventory import inventory
+    from churn_assets.monitoring.inventory import inventory, with_catalog
     from churn_assets.operations import plans, remarks
     from churn_assets.operations.backfill import BackfillFailed, run_batch
     from churn_assets.operations.forgetting import forget_what_is_to_come
@@ -70,7 +70,8 @@ def backfill(
 
     settings = settings_to_read()
     calendar = settings.calendar()
-    defs, store, now = build_definitions(settings), offline_store(settings), utc_now()
+    defs, now = build_definitions(settings), utc_now()
+    store = with_catalog(offline_store(settings), defs, calendar)
     stages = plans.stages(names)
     slices_only = list(names) == ["ingest"]
     wanted = plans.wanted_range(
@@ -109,7 +110,7 @@ def backfill(
         for line in lines if not names else []:
             console.print(line, highlight=False)
         # Also then: the last run may have been killed before it came to this.
-        write_views(store, settings.home / "offline_store.duckdb")
+        write_views(store)
 
 
 COMMANDS = (init, inspect, backfill)

@@ -45,7 +45,7 @@ def reset(yes: bool) -> None:
     and what was recorded in another DAGSTER_HOME or on an MLflow server.
     """
     from churn_assets.operations import reset as resets
-    from churn_assets.operations.instance import dagster_home
+    from churn_assets.operations.with_settings import dagster_home
 
     settings = Settings.read()
     home = settings.home

@@ -1,9 +1,14 @@
 """What commands are given and show: days, cells of a table, and the settings of a state folder."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from churn_assets.settings import Settings
 from churn_assets.stores.identity import identify, refuse_another
+
+if TYPE_CHECKING:
+    from churn_assets.stores.offline import OfflineStore
 
 DAY = click.DateTime(formats=["%Y-%m-%d"])
 
@@ -24,6 +29,16 @@ def settings_to_read() -> Settings:
     settings = Settings.read()
     refuse_another(settings)
     return settings
+
+
+def store_with_catalog(settings: Settings) -> "OfflineStore":
+    """The offline store, which leaves out what is no history and refuses other definitions."""
+    from churn_assets.definitions import build_definitions
+    from churn_assets.monitoring.inventory import with_catalog
+    from churn_assets.operations.installation import offline_store
+
+    defs = build_definitions(settings)
+    return with_catalog(offline_store(settings), defs, settings.calendar())
 
 
 def settings_to_write() -> Settings:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from churn_assets.cutoffs import Calendar, parse_key
+from churn_assets.cutoffs import Calendar, parse_key, utc_now
 from churn_assets.features import Groups, feature_versions
 from churn_assets.models import bootstrap, grades, incumbent, promotion
 from churn_assets.models.artefacts import Manifest, ModelStore
@@ -310,6 +310,7 @@ def assets(
         import pyarrow as pa
 
         rows: list[dict[str, Any]] = []
+        newest = max(calendar.keys(calendar.scored_cutoffs, utc_now()), default="")
         # In order: the champion of one cutoff is the incumbent of the next.
         for key in sorted(context.partition_keys):
             began = time.monotonic()
@@ -326,6 +327,7 @@ def assets(
                         CHAMPION: model_store.manifest(champion.model, champion.model_cutoff),
                         CHALLENGER: challenger or None,
                     },
+                    newest,
                 )
             graded = [(g.model, g.cutoff.isoformat()) for g in decision.graded]
             made = {model: model_store.manifest(*model).version for model in graded}

@@ -1,6 +1,7 @@
-"""The runs of models in MLflow, and the registered model `churn` with its aliases.
+"""The runs of models in MLflow, and the registered model with its aliases.
 
-Grain: one run per model asset and partition (`stores.tracking`). The model that is logged is the
+Grain: one run per model asset and partition (`stores.tracking`). The registered model is called
+`churn-<name>`, after the installation. The model that is logged is the
 artefact folder itself, opened by `models.pyfunc`: the same bytes that predict.
 """
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from churn_assets.models.evaluation import Evaluation
 
-REGISTERED_MODEL = "churn"
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 
@@ -112,33 +112,42 @@ class ModelRuns(Tracking):
         self.client.log_text(run_id, evaluation.report, "classification_report.txt")
         self.client.log_dict(run_id, dict(evaluation.importance), "feature_importance.json")
 
-    def move_aliases(self, cutoff: str, aliases: Mapping[str, Manifest | None]) -> bool:
+    def move_aliases(
+        self, cutoff: str, aliases: Mapping[str, Manifest | None], newest: str
+    ) -> bool:
         """Point `champion` and `challenger` at the models of a decision, and say whether they were.
 
-        They belong to the newest cutoff decided so far: a backfill of older ones leaves them.
+        They belong to the newest cutoff decided so far: a backfill of older ones leaves them. A
+        cutoff that does not exist, decided while a clock was ahead, holds them from nobody.
 
         Args:
             cutoff: The cutoff of the decision, which may have kept an older model.
             aliases: The model of each alias; None where there is none.
+            newest: The newest cutoff that exists.
+
+        Raises:
+            AnotherInstallation: The state folder was moved or copied, and others may use the
+                server.
         """
+        self.require_at_home()
         client = self.client  # Opened first: that takes the lock too.
         for model in filter(None, aliases.values()):
             if not self._finished(model):  # MLflow was emptied or moved since it was trained
                 self.record(model, {})
         # MLflow looks a logged model up in its default store, whatever the client's is.
         with self.locked(), self.as_default():
-            registered = client.search_registered_models(f"name = '{REGISTERED_MODEL}'")
+            registered = client.search_registered_models(f"name = '{self.name}'")
             if not registered:
-                client.create_registered_model(REGISTERED_MODEL)
-            elif registered[0].tags.get(PARTITION_TAG, "") > cutoff:
+                client.create_registered_model(self.name)
+            elif cutoff < registered[0].tags.get(PARTITION_TAG, "") <= newest:
                 return False
             for alias, manifest in aliases.items():
                 if manifest is None:
-                    client.delete_registered_model_alias(REGISTERED_MODEL, alias)
+                    client.delete_registered_model_alias(self.name, alias)
                 else:
                     version = self._registered_version(manifest)
-                    client.set_registered_model_alias(REGISTERED_MODEL, alias, version)
-            client.set_registered_model_tag(REGISTERED_MODEL, PARTITION_TAG, cutoff)
+                    client.set_registered_model_alias(self.name, alias, version)
+            client.set_registered_model_tag(self.name, PARTITION_TAG, cutoff)
         return True
 
     def _registered_version(self, manifest: Manifest) -> str:
@@ -148,14 +157,14 @@ class ModelRuns(Tracking):
             PARTITION_TAG: manifest.cutoff,
             VERSION_TAG: manifest.version,
         }
-        for known in self.client.search_model_versions(f"name = '{REGISTERED_MODEL}'"):
+        for known in self.client.search_model_versions(f"name = '{self.name}'"):
             if {name: known.tags.get(name) for name in tags} == tags:
                 return str(known.version)
         run_id = self._finished(manifest)[0]
         outputs: Any = self.client.get_run(run_id).outputs
         model_id = outputs.model_outputs[0].model_id
         created = self.client.create_model_version(
-            REGISTERED_MODEL,
+            self.name,
             source=f"models:/{model_id}",
             run_id=run_id,
             model_id=model_id,

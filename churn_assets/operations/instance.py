@@ -1,23 +1,15 @@
 """The Dagster instance of an installation, whose storage lies inside the state."""
 
 import os
-import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import dagster as dg
 from dagster._core.storage.compute_log_manager import CapturedLogContext
 
+from churn_assets.operations.with_settings import make_dagster_home
 from churn_assets.settings import Settings
-
-DAGSTER_YAML = Path(__file__).parent / "dagster.yaml"
-
-
-def dagster_home(settings: Settings) -> Path:
-    """Where Dagster's configuration is: DAGSTER_HOME; without it, inside CHURN_HOME."""
-    return Path(os.environ.get("DAGSTER_HOME") or settings.dagster_home)
 
 
 @contextmanager
@@ -28,19 +20,7 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
         OSError: Its folder cannot be written, or its storage cannot be used, which may also be a
             database server that goes away in the middle.
     """
-    home = dagster_home(settings)
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        if not (home / "dagster.yaml").exists():
-            # In one step, for other commands that start now.
-            made = home / f"dagster.yaml.{os.getpid()}"
-            shutil.copy(DAGSTER_YAML, made)
-            made.replace(home / "dagster.yaml")
-    except OSError as error:
-        raise OSError(
-            f"CHURN_HOME ({settings.home}) cannot be written: {error}. "
-            "Set CHURN_HOME to a folder that this user may write to."
-        ) from error
+    home = make_dagster_home(settings)
     os.environ["DAGSTER_HOME"] = str(home)
     try:
         with dg.DagsterInstance.get() as instance:

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from churn_assets.online.io_manager import connect
 from churn_assets.online.server import ServerError, stop
-from churn_assets.operations.instance import DAGSTER_YAML, dagster_home, dagster_instance
+from churn_assets.operations.instance import dagster_instance
 from churn_assets.operations.killed_runs import going_on
+from churn_assets.operations.with_settings import DAGSTER_YAML, dagster_home
 from churn_assets.settings import Settings
 from churn_assets.stores.identity import FILE, AnotherInstallation, find_identity
 

@@ -87,15 +87,23 @@ class Catalog:
         return not on_demand and made_from.get("definition") != self.definitions[asset]
 
     def belongs(self, asset: str, key: str) -> bool:
-        """Whether a partition is one of the asset's, for a changed CHURN_START or CHURN_END.
+        """Whether a partition is one of the asset's, as CHURN_START and CHURN_END have it.
 
         What is still to come, or not mature yet, may belong to it: that needs a clock.
         """
+        first, end = self.bounds(asset)
+        return first <= key and (not end or key < end)
+
+    def bounds(self, asset: str) -> tuple[str, str]:
+        """The first partition of an asset and the first after its last; empty where there is none.
+
+        Empty for an asset without partitions, and one that is not in the catalog.
+        """
         definition = self.specs[asset].partitions_def if asset in self.specs else None
         if not isinstance(definition, dg.TimeWindowPartitionsDefinition):
-            return True
+            return "", ""
         end = definition.end
-        return f"{definition.start:%Y-%m-%d}" <= key and (end is None or key < f"{end:%Y-%m-%d}")
+        return f"{definition.start:%Y-%m-%d}", f"{end:%Y-%m-%d}" if end else ""
 
     def upstream(self, asset: str, key: Key, present: Present) -> Iterator[tuple[str, Key]]:
         """The partitions that a partition is made from, of those that `present` gives."""

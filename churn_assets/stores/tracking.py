@@ -1,8 +1,13 @@
 """The tracking store: MLflow, with one run per asset and partition.
 
-Everything is written to `MLFLOW_TRACKING_URI`, or to SQLite at `<home>/mlflow.db` with artifacts
-under `<home>/mlartifacts`. A run is found again by the tags `churn.asset` and `churn.partition`; a
-re-run replaces it, so exactly one active run of a partition remains.
+Everything is written to `MLFLOW_TRACKING_URI`, or to SQLite at `<home>/mlflow.db`. Artifacts lie
+under `<home>/mlartifacts` unless the setting names a server, which has a place of its own. A run
+is found again by the tags `churn.asset` and `churn.partition`; a re-run replaces it, so exactly one
+active run of a partition remains.
+
+The experiment and the registered model are called `churn-<name>`, after the installation
+(`stores.identity`), so several installations may share a server. To a server that others may use,
+only a state folder at its home writes: a copy would replace the runs of the original.
 
 MLflow is an output. Nothing in the project decides by what is in it, so a backfill cannot meet a
 model from its future there, and deleting it loses no more than the view.
@@ -13,20 +18,22 @@ Telemetry is off. Replaced runs stay in MLflow's bin until `mlflow gc`.
 import fcntl
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from churn_assets.stores.identity import Identity
 from churn_assets.stores.staging import staged
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
 
-EXPERIMENT = "churn"
-
+INSTALLATION_TAG = "churn.installation"
 ASSET_TAG = "churn.asset"
 PARTITION_TAG = "churn.partition"
 VERSION_TAG = "churn.model_version"
@@ -43,10 +50,18 @@ class Tracking:
     Args:
         home: The state folder (`CHURN_HOME`).
         uri: `MLFLOW_TRACKING_URI`; None for SQLite under `home`.
+        identity: Who the installation is. It is asked when the store is opened, so that a code
+            location that only loads writes nothing.
     """
 
     home: Path
-    uri: str | None = None
+    uri: str | None
+    identity: Callable[[], Identity]
+
+    @property
+    def name(self) -> str:
+        """What the experiment and the registered model are called."""
+        return f"churn-{self.identity().name}"
 
     @property
     def tracking_uri(self) -> str:
@@ -65,6 +80,10 @@ class Tracking:
         """A client of the store, whose schema exists, and the experiment, made where it is new.
 
         MLflow creates its SQLite schema on first use, and two processes doing so at once fail.
+
+        Raises:
+            AnotherInstallation: There is no experiment yet, the state folder was moved or copied,
+                and others may use the server.
         """
         mlflow = import_mlflow()
         with self.locked():
@@ -73,11 +92,87 @@ class Tracking:
             client: MlflowClient = mlflow.MlflowClient(
                 self.tracking_uri, registry_uri=self.tracking_uri
             )
-            experiment = client.get_experiment_by_name(EXPERIMENT)
-            if experiment is not None:
-                return client, str(experiment.experiment_id)
-            local = None if self.uri else (self.home / "mlartifacts").as_uri()
-            return client, str(client.create_experiment(EXPERIMENT, artifact_location=local))
+            experiment, place = self._find_experiment(client), self._artifacts
+            if experiment is None:
+                self.require_at_home()
+                tags = {INSTALLATION_TAG: self.identity().name}
+                return client, str(client.create_experiment(self.name, place, tags))
+            if place and (not self.uri or self._at_home):
+                self._move_artifacts(experiment, place)
+            return client, str(experiment.experiment_id)
+
+    def _find_experiment(self, client: "MlflowClient") -> "Experiment | None":
+        """The experiment of the installation.
+
+        In the database of the home everything belongs to the installation, also under another
+        name: version 0.1 called it `churn`, and a copy gets its own name when it is adopted.
+        """
+        experiment = client.get_experiment_by_name(self.name)
+        if experiment is not None or self.uri:
+            return experiment
+        for condition in ("name = 'churn'", f"tags.`{INSTALLATION_TAG}` LIKE '%'"):
+            for other in client.search_experiments(filter_string=condition):
+                # The model first: this begins anew where the experiment is not renamed yet.
+                for model in client.search_registered_models(f"name = '{other.name}'"):
+                    client.rename_registered_model(model.name, self.name)
+                client.rename_experiment(other.experiment_id, self.name)
+                return other
+        return None
+
+    @property
+    def _artifacts(self) -> str | None:
+        """Where artifacts go; None where a server decides that.
+
+        A database decides nothing, and MLflow would put them into the working directory.
+        """
+        from mlflow.store.db.db_types import DATABASE_ENGINES
+
+        scheme = self.tracking_uri.partition(":")[0].partition("+")[0]
+        # Resolved, so that a folder with two names is one place.
+        return (
+            (self.home.resolve() / "mlartifacts").as_uri() if scheme in DATABASE_ENGINES else None
+        )
+
+    def _move_artifacts(self, experiment: "Experiment", place: str) -> None:
+        """Find artifacts again in a folder that was moved or copied: MLflow keeps absolute places.
+
+        The rows of other experiments stay, and so does a place that somebody else has chosen.
+        """
+        import sqlalchemy as sa
+
+        before = experiment.artifact_location
+        if before == place or not re.fullmatch("file:.*/mlartifacts", before):
+            return
+        ours, our_model = ("experiment_id", int(experiment.experiment_id)), ("name", self.name)
+        with sa.create_engine(self.tracking_uri, poolclass=sa.NullPool).begin() as connection:
+            for table, name, (key, value) in (
+                ("runs", "artifact_uri", ours),
+                ("logged_models", "artifact_location", ours),
+                ("model_versions", "source", our_model),
+                ("model_versions", "storage_location", our_model),
+                ("experiments", "artifact_location", ours),
+            ):
+                kept = sa.column(name, sa.String)
+                below = sa.func.substr(kept + "/", 1, len(before) + 1) == before + "/"
+                moved = sa.literal(place) + sa.func.substr(kept, len(before) + 1)
+                connection.execute(
+                    sa.update(sa.table(table, kept))
+                    .where(sa.column(key) == value, below)
+                    .values({name: moved})
+                )
+
+    @property
+    def _at_home(self) -> bool:
+        return self.identity().path == str(self.home.resolve())
+
+    def require_at_home(self) -> None:
+        """Refuse to write to a server that others may use from a folder that may be a copy.
+
+        Raises:
+            AnotherInstallation: The state folder was moved or copied.
+        """
+        if self.uri:
+            self.identity().require_at_home(self.home, "MLflow")
 
     def _make_database(self) -> None:
         """Make the SQLite file where there is none, whole: a schema half made is of no use."""
@@ -93,14 +188,24 @@ class Tracking:
 
         One at a time: two Dagster runs of a partition would each leave one, not knowing of the
         other's.
+
+        Raises:
+            AnotherInstallation: The state folder was moved or copied, and others may use the
+                server.
         """
+        self.require_at_home()
         client = self.client  # Opened first: that takes the lock too.
         with self.locked():
             replaced = self.runs(asset, partition)
             run = client.create_run(
                 self.experiment_id,
                 run_name=f"{asset} {partition}".strip(),
-                tags={ASSET_TAG: asset, PARTITION_TAG: partition, **tags},
+                tags={
+                    INSTALLATION_TAG: self.identity().name,
+                    ASSET_TAG: asset,
+                    PARTITION_TAG: partition,
+                    **tags,
+                },
             )
             run_id = str(run.info.run_id)
             try:

@@ -20,11 +20,10 @@ from churn_assets.cutoffs import Calendar
 from churn_assets.definitions import build_definitions
 from churn_assets.models import candidates, champion
 from churn_assets.models.metrics import Economics
-from churn_assets.models.runs import ModelRuns
 from churn_assets.monitoring import performance
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.provenance import code_digest
-from churn_assets_tests.conftest import GROUPS, make_settings
+from churn_assets_tests.conftest import GROUPS, make_settings, model_runs
 from churn_assets_tests.models.test_models import CALENDAR
 
 # What listed code uses and is not listed itself, with the reason.
@@ -229,7 +228,7 @@ def of_assets(home: Path, **overrides: Any) -> Mapping[str, str]:
 
 def of_models(home: Path, calendar: Calendar = CALENDAR) -> str:
     store = OfflineStore(home, {})
-    first, *_ = candidates.assets(GROUPS, calendar, store, ModelRuns(home), Economics(), 7)
+    first, *_ = candidates.assets(GROUPS, calendar, store, model_runs(home), Economics(), 7)
     return str(next(iter(first.code_versions_by_key.values())))
 
 

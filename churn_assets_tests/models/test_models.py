@@ -44,7 +44,7 @@ from churn_assets.stores.artefacts import DIGESTS, DamagedArtefact
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.tables import Column
 from churn_assets.training_data.dataset import LABEL_COLUMNS, TRAINING_DATASET
-from churn_assets_tests.conftest import GROUPS, TABLES, make_settings
+from churn_assets_tests.conftest import GROUPS, TABLES, make_settings, model_runs
 
 CALENDAR = Calendar(start=dt.date(2025, 1, 1), end=dt.datetime(2025, 12, 10, tzinfo=dt.UTC))
 COLUMNS = feature_columns(GROUPS)
@@ -461,11 +461,9 @@ def test_a_missing_model_says_how_to_make_it(tmp_path: Path):
 
 
 def test_models_depend_on_mature_training_data_only(tmp_path: Path):
-    from churn_assets.models.runs import ModelRuns
-
     store = make_settings(tmp_path)
     offline = OfflineStore(store.home, TABLES, store.duckdb_config())
-    defined = models.assets(GROUPS, CALENDAR, offline, ModelRuns(store.home), Economics(), 7)
+    defined = models.assets(GROUPS, CALENDAR, offline, model_runs(store.home), Economics(), 7)
     assert [asset.key.path[-1] for asset in defined] == list(MODELS)
     upstream = dg.AssetKey(TRAINING_DATASET)
     for asset in defined:

@@ -20,13 +20,12 @@ from churn_assets.models.artefacts import ModelStore
 from churn_assets.models.estimators import Estimator, Rows, fit
 from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.models.metrics import Economics
-from churn_assets.models.runs import ModelRuns
 from churn_assets.models.training_plan import training_plan
 from churn_assets.models.tuning import FEWEST_FOLDS, MOST_FOLDS, Fold, tune
 from churn_assets.stores.io_manager import OfflineIOManager
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.training_data.dataset import TRAINING_DATASET
-from churn_assets_tests.conftest import GROUPS, TABLES, cataloged
+from churn_assets_tests.conftest import GROUPS, TABLES, cataloged, model_runs
 from churn_assets_tests.models.test_models import (
     CALENDAR,
     COLUMNS,
@@ -183,7 +182,7 @@ def against_the_hold_out(folder: Path) -> OfflineStore:
 
 def test_the_choice_is_shown_and_owes_nothing_to_the_hold_out(tmp_path: Path):
     store = against_the_hold_out(tmp_path)
-    tracking, model_store = ModelRuns(store.home), ModelStore(store.home)
+    tracking, model_store = model_runs(store.home), ModelStore(store.home)
     kinds = (replace(LOGISTIC, build=hopeless, space={"C": (0.003,)}), INSTALLED[-1])
     names = [kind.name for kind in kinds]
     known, own = cataloged(

@@ -22,8 +22,8 @@ from churn_assets.online.server import stop
 from churn_assets.operations import remarks
 from churn_assets.operations.backfill import run_batch
 from churn_assets.operations.installation import offline_store
-from churn_assets.operations.instance import DAGSTER_YAML
 from churn_assets.operations.plans import Batch, backfill_batches, refresh_batches, stages
+from churn_assets.operations.with_settings import DAGSTER_YAML
 from churn_assets.stores.offline import OtherDefinitions
 from churn_assets_tests.conftest import GROUPS, evaluate_quickly, make_settings
 

@@ -26,7 +26,6 @@ import sqlalchemy
 from churn_assets.definitions import build_definitions
 from churn_assets.features.rfm import RFM
 from churn_assets.models.artefacts import ModelStore
-from churn_assets.models.runs import ModelRuns
 from churn_assets.monitoring.refresh_log import refresh_log
 from churn_assets.online.io_manager import connect
 from churn_assets.online.server import open_client, server_binary, stop
@@ -236,7 +235,7 @@ def impatient() -> Iterator[None]:
 
 @pytest.mark.usefixtures("impatient")
 def test_mlflow_waits_for_a_lock_that_ends_and_says_so_where_it_stays(shop: Shop) -> None:
-    tracking, asset = ModelRuns(shop.home), dg.AssetKey("logistic_regression_model")
+    tracking, asset = shop.tracking, dg.AssetKey("logistic_regression_model")
     manifest = ModelStore(shop.home).manifest(asset.path[-1], "2025-06-01")
     with locked(shop.home / "mlflow.db") as release:
         threading.Timer(PATIENCE / 2, release).start()

@@ -17,8 +17,9 @@ from click.testing import CliRunner, Result
 from churn_assets import cli
 from churn_assets.definitions import build_definitions
 from churn_assets.online.server import open_client, redis_url, stop
-from churn_assets.operations.instance import DAGSTER_YAML, dagster_instance
+from churn_assets.operations.instance import dagster_instance
 from churn_assets.operations.reset import delete_online, made, reset
+from churn_assets.operations.with_settings import DAGSTER_YAML
 from churn_assets.serving.audit import AuditLog
 from churn_assets.serving.rows import Rows
 from churn_assets.settings import Settings

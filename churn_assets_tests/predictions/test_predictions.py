@@ -27,7 +27,7 @@ from churn_assets.models.champion import (
     find_champion,
 )
 from churn_assets.models.metrics import Economics
-from churn_assets.models.runs import CHAMPION, REGISTERED_MODEL, ModelRuns
+from churn_assets.models.runs import CHAMPION
 from churn_assets.monitoring.performance import REALISED_PERFORMANCE
 from churn_assets.predictions import churn_predictions as predictions
 from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
@@ -43,6 +43,7 @@ from churn_assets_tests.conftest import (
     cataloged,
     evaluate_quickly,
     make_settings,
+    model_runs,
     query,
 )
 from churn_assets_tests.models.test_models import CALENDAR, VERSIONS, made_up_store
@@ -58,7 +59,7 @@ def run(
     economics: Economics = Economics(),  # noqa: B008
 ) -> dg.ExecuteInProcessResult:
     """One Dagster run of the model and prediction assets."""
-    tracking = ModelRuns(store.home)
+    tracking = model_runs(store.home)
     known, own = cataloged(
         store,
         CALENDAR,
@@ -155,12 +156,12 @@ def test_the_graph_shows_grades_per_cutoff(tmp_path: Path):
 
 
 def test_an_old_backfill_meets_no_model_of_its_future(history: OfflineStore):
-    tracking, store = ModelRuns(history.home), ModelStore(history.home)
+    tracking, store = model_runs(history.home), ModelStore(history.home)
     before = predicted(history)
 
     def champion() -> str | None:
         registry = tracking.client
-        return registry.get_model_version_by_alias(REGISTERED_MODEL, CHAMPION).run_id
+        return registry.get_model_version_by_alias(tracking.name, CHAMPION).run_id
 
     newest = champion()
     run(history, FIRST, FIRST, CHAMPION_MODEL.name, CHURN_PREDICTIONS.name)
