@@ -344,11 +344,12 @@ def online() -> None:
 @click.argument("customer_id")
 def get(customer_id: str) -> None:
     """The online row of a customer."""
-    from churn_assets.online.io_manager import connect
+    from churn_assets.online.io_manager import open_to_read
     from churn_assets.online.store import OnlineStore
+    from churn_assets.stores.identity import identify
 
     settings = Settings.read()
-    store = OnlineStore(connect(settings.home, settings.redis_url))
+    store = OnlineStore(open_to_read(settings.home, settings.redis_url, identify(settings)))
     row = store.get(customer_id)
     if row is None:
         live = store.live()
@@ -361,11 +362,12 @@ def get(customer_id: str) -> None:
 @online.command()
 def rollback() -> None:
     """Serve the retained previous version again."""
-    from churn_assets.online.io_manager import connect
+    from churn_assets.online.io_manager import open_to_publish
     from churn_assets.online.publishing import roll_back
+    from churn_assets.stores.identity import identify
 
     settings = Settings.read()
-    version = roll_back(connect(settings.home, settings.redis_url))
+    version = roll_back(open_to_publish(settings.home, settings.redis_url, identify(settings)))
     click.echo(f"Live is {version} now.")
 
 

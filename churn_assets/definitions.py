@@ -5,6 +5,7 @@ its own. What an asset does is in the module of its layer; docs/architecture.md 
 """
 
 import warnings
+from functools import cache, partial
 
 import dagster as dg
 
@@ -31,6 +32,7 @@ from churn_assets.predictions import churn_predictions
 from churn_assets.settings import Settings
 from churn_assets.sources import open_source
 from churn_assets.sources.synthetic import Synthetic
+from churn_assets.stores.identity import identify
 from churn_assets.stores.io_manager import OfflineIOManager
 from churn_assets.training_data import dataset, labels
 
@@ -42,6 +44,8 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     warnings.filterwarnings("ignore", category=dg.BetaWarning)
     warnings.filterwarnings("ignore", category=dg.PreviewWarning)
     calendar, seed = settings.calendar(), settings.seed
+    # Found or written by the run that first needs it: to load the code location writes nothing.
+    identity = cache(partial(identify, settings))
     store = offline_store(settings)
     source = open_source(settings)
     groups = feature_groups(settings.review_vectors)
@@ -91,7 +95,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         ],
         resources={
             "io_manager": OfflineIOManager(store, calendar),
-            "online_io_manager": OnlineIOManager(store, settings.redis_url),
+            "online_io_manager": OnlineIOManager(store, settings.redis_url, identity),
         },
         # DuckDB uses every core within a step; a process per step would only add its start-up.
         executor=dg.in_process_executor,

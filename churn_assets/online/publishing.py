@@ -20,18 +20,15 @@ from churn_assets.online.rows import OnlineStoreError, RowCodec
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import redis
 from churn_assets.online.versions import (
     DELETABLE,
     FLIP,
     FORGET,
-    POINTER,
     REASONS,
     ROLL_BACK,
     STAGE,
+    Namespace,
     OnlineVersion,
-    key_of,
-    run_script,
 )
 
 # Hashes this small stay packed (listpack) where hash-max-listpack-value admits a row: 10 % less
@@ -71,7 +68,7 @@ class Published:
 
 
 def publish(
-    client: redis.Redis, table: pa.Table, cutoff: date, *, upload_seconds: int = UPLOAD_SECONDS
+    namespace: Namespace, table: pa.Table, cutoff: date, *, upload_seconds: int = UPLOAD_SECONDS
 ) -> Published:
     """Makes `table` what readers get, unless a newer cutoff is live.
 
@@ -84,15 +81,15 @@ def publish(
     codec, rows = RowCodec.encode(table.drop_columns(["customer_id"]), cutoff)
     content = f"{cutoff}-{_digest(codec, ids, rows)}"
     buckets = len(bounds) - 1
-    outcome, version, *deadline = run_script(client, STAGE, content, buckets, upload_seconds)
+    outcome, version, *deadline = namespace.run(STAGE, content, buckets, upload_seconds)
     missing: list[int] = []
     if outcome == "staged":
         manifest = OnlineVersion(version, len(rows), buckets, codec)
-        missing = [bucket for bucket, size in enumerate(_sizes(client, manifest)) if not size]
-        _upload(client, manifest, ids, rows, bounds, missing, int(*deadline))
-        whole = _keep(client, manifest) and _has_sample(client, manifest, ids, rows, bounds)
-        outcome, version = run_script(client, FLIP, version, content, int(whole))
-    _delete_leftovers(client)
+        missing = [bucket for bucket, size in enumerate(_sizes(namespace, manifest)) if not size]
+        _upload(namespace, manifest, ids, rows, bounds, missing, int(*deadline))
+        whole = _keep(namespace, manifest) and _has_sample(namespace, manifest, ids, rows, bounds)
+        outcome, version = namespace.run(FLIP, version, content, int(whole))
+    _delete_leftovers(namespace)
     if outcome == "lost":
         raise UploadExpired(
             f"{version} did not go live: its upload took longer than {upload_seconds} s, after "
@@ -103,12 +100,12 @@ def publish(
     return Published(version, outcome != "older", len(rows), uploaded, REASONS[outcome])
 
 
-def roll_back(client: redis.Redis) -> str:
+def roll_back(namespace: Namespace) -> str:
     """Swaps the live and the retained version and returns the one that is live now.
 
     A second call undoes the first. Raises OnlineStoreError if no version is retained.
     """
-    outcome, version = run_script(client, ROLL_BACK)
+    outcome, version = namespace.run(ROLL_BACK)
     if outcome == "none":
         raise OnlineStoreError(
             f"There is no version to roll back to: {version or 'nothing'} is live, and nothing was "
@@ -166,16 +163,16 @@ def _digest(codec: RowCodec, ids: pa.ChunkedArray, rows: pa.ChunkedArray) -> str
     return digest.hexdigest()[:12]
 
 
-def _sizes(client: redis.Redis, manifest: OnlineVersion) -> list[int]:
+def _sizes(namespace: Namespace, manifest: OnlineVersion) -> list[int]:
     """How many rows each bucket has; a written one has all of its rows."""
-    pipeline = client.pipeline(transaction=False)
+    pipeline = namespace.client.pipeline(transaction=False)
     for bucket in range(manifest.buckets):
-        pipeline.hlen(key_of(manifest.version, bucket))
+        pipeline.hlen(namespace.key(manifest.version, bucket))
     return pipeline.execute()
 
 
 def _upload(
-    client: redis.Redis,
+    namespace: Namespace,
     manifest: OnlineVersion,
     ids: pa.ChunkedArray,
     rows: pa.ChunkedArray,
@@ -185,10 +182,12 @@ def _upload(
 ) -> None:
     """Writes the manifest and the missing buckets, all to expire at the deadline."""
     version = manifest.version
-    client.set(key_of(version, "manifest"), manifest.to_json(), exat=deadline, nx=True)
+    namespace.client.set(
+        namespace.key(version, "manifest"), manifest.to_json(), exat=deadline, nx=True
+    )
 
     def send(batch: range) -> None:
-        pipeline: Any = client.pipeline(transaction=False)
+        pipeline: Any = namespace.client.pipeline(transaction=False)
         for bucket in missing[batch.start : batch.stop]:
             start, length = bounds[bucket], bounds[bucket + 1] - bounds[bucket]
             if length:
@@ -197,7 +196,7 @@ def _upload(
                 items[1::2] = rows.slice(start, length).to_pylist()
                 # Not eval(): a pipeline of a cluster has none.
                 pipeline.execute_command(
-                    "EVAL", _WRITE, 1, key_of(version, bucket), deadline, *items
+                    "EVAL", _WRITE, 1, namespace.key(version, bucket), deadline, *items
                 )
         pipeline.execute()
 
@@ -207,7 +206,7 @@ def _upload(
 
 
 def _has_sample(
-    client: redis.Redis,
+    namespace: Namespace,
     manifest: OnlineVersion,
     ids: pa.ChunkedArray,
     rows: pa.ChunkedArray,
@@ -219,10 +218,10 @@ def _has_sample(
     Raises OnlineStoreError if one is not what was sent; the live version stays live.
     """
     sent = []
-    pipeline = client.pipeline(transaction=False)
+    pipeline = namespace.client.pipeline(transaction=False)
     for bucket, (start, end) in enumerate(pairwise(bounds)):
         if start < end:
-            pipeline.hget(key_of(manifest.version, bucket), ids[start].as_py())
+            pipeline.hget(namespace.key(manifest.version, bucket), ids[start].as_py())
             sent.append(rows[start].as_py())
     found = pipeline.execute()
     if differ := sum(a not in (None, b) for a, b in zip(found, sent, strict=True)):
@@ -234,23 +233,25 @@ def _has_sample(
     return None not in found
 
 
-def _keep(client: redis.Redis, manifest: OnlineVersion) -> bool:
+def _keep(namespace: Namespace, manifest: OnlineVersion) -> bool:
     """Removes every expiry of the version, and says whether all of it is there to stay."""
-    pipeline = client.pipeline(transaction=False)
+    pipeline = namespace.client.pipeline(transaction=False)
     for part in ["manifest", *range(manifest.buckets)]:
-        pipeline.persist(key_of(manifest.version, part))
+        pipeline.persist(namespace.key(manifest.version, part))
     pipeline.execute()
-    rows = sum(_sizes(client, manifest))
-    return rows == manifest.rows and bool(client.exists(key_of(manifest.version, "manifest")))
+    rows = sum(_sizes(namespace, manifest))
+    return rows == manifest.rows and bool(
+        namespace.client.exists(namespace.key(manifest.version, "manifest"))
+    )
 
 
-def _delete_leftovers(client: redis.Redis) -> None:
+def _delete_leftovers(namespace: Namespace) -> None:
     """Deletes the versions that are not retained any more and the uploads past their deadline."""
-    found: Any = client.eval(DELETABLE, 1, POINTER)
-    for field, buckets in found:
-        version = field.decode().split(":")[1]
-        pipeline = client.pipeline(transaction=False)
+    found = iter(namespace.run(DELETABLE))
+    for field, buckets in zip(found, found, strict=True):
+        version = field.split(":")[1]
+        pipeline = namespace.client.pipeline(transaction=False)
         for part in ["manifest", *range(int(buckets))]:
-            pipeline.unlink(key_of(version, part))
+            pipeline.unlink(namespace.key(version, part))
         pipeline.execute()
-        run_script(client, FORGET, field)
+        namespace.run(FORGET, field)

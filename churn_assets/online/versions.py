@@ -2,13 +2,14 @@
 
 Grain and key: one row per `customer_id` of the live version. A version is one table of one cutoff;
 it never changes. Its name is the cutoff, a hash of its content and the number of its upload:
-`2026-01-01-3f9c0b7a52d1-7`.
+`2026-01-01-3f9c0b7a52d1-7`. Every key begins with the name of the installation, so installations
+that share a server never see or touch each other's.
 
 | key | type | content |
 |---|---|---|
-| `churn:pointer` | hash | `current` and `previous` version; `uploads`, a counter; `upload:<version>` for each version that has keys: `<buckets>:<deadline>`, the second from which it may be deleted, negative when it may be at once; `deleted:<version>` likewise until the deadline |
-| `churn:<version>:manifest` | string | JSON: cutoff, rows, buckets, schema |
-| `churn:<version>:<bucket>` | hash | customer_id → packed row; bucket = crc32(customer_id) mod buckets |
+| `churn:<name>:pointer` | hash | `current` and `previous` version; `uploads`, a counter; `upload:<version>` for each version that has keys: `<buckets>:<deadline>`, the second from which it may be deleted, negative when it may be at once; `deleted:<version>` likewise until the deadline |
+| `churn:<name>:<version>:manifest` | string | JSON: cutoff, rows, buckets, schema |
+| `churn:<name>:<version>:<bucket>` | hash | customer_id → packed row; bucket = crc32(customer_id) mod buckets |
 
 Guarantees, with any number of publishers and readers, and kills at any point:
 
@@ -17,22 +18,22 @@ Guarantees, with any number of publishers and readers, and kills at any point:
 - A version is uploaded beside the live one and goes live in one step: a Lua script changes the
   pointer and refuses a cutoff older than the live one. The version before it is retained.
 - A killed sync leaves the live version live. Publishing equal content again takes its upload over
-  while half its time is left, and sends only the buckets that are missing. Keys are written with
+  while half its time is left, and sends only the parts that are missing. Keys are written with
   an expiry, the upload's deadline, that is removed just before the flip. Keys of an upload killed
   in between stay listed in the pointer until the first publisher after the deadline deletes them.
-- An upload is whole or not there: each bucket is written once, in one step together with its
-  expiry, and the flip refuses an upload that is past its deadline or lacks a row. A sample of its
-  rows is read back before.
-- Only publishers of equal content share an upload. One that goes on after the others went live and
-  were replaced writes keys that are deleted already; nothing is written after the deadline, so
-  what was deleted before it is deleted once more after it. So there is no lock.
+- An upload is whole or not there: each part is written in one step together with its expiry, and
+  the flip refuses an upload that is past its deadline or lacks a row. The first row of each bucket
+  is read back before.
+- Only publishers of equal content write keys of one version. One that goes on after the others went
+  live and were replaced writes keys that are deleted already; nothing is written after the
+  deadline, so what was deleted before it is deleted once more after it. So there is no lock.
 
 Every command touches one key, as Redis Cluster wants. The client must return bytes
 (`decode_responses=False`), and the server must not evict keys without an expiry. A failover to a
 replica may lose what was not replicated yet: a flip, or in a cluster also rows, which the parity
-check of the sync finds. An ACL user needs `~churn:*` and, to read, `+ping +hget +get`; to publish
-also `+eval +time +hmget +hset +hkeys +hincrby +hdel +hlen +hgetall +exists +set +expireat +persist
-+unlink`.
+check of the sync finds. An ACL user needs `~churn:<name>:*` and, to read, `+ping +hget +get`; to
+publish also `+eval +time +hmget +hset +hkeys +hincrby +hdel +hlen +hgetall +exists +set +expireat
++persist +unlink`.
 
 Nothing here knows what a feature means.
 """  # noqa: E501 (a table row is one line)
@@ -49,8 +50,6 @@ from churn_assets.online.rows import RowCodec
 
 if TYPE_CHECKING:
     import redis
-
-POINTER = "churn:pointer"
 
 # The scripts see one key, the pointer. A version's first 10 characters are its cutoff; two versions
 # have equal content if they differ in their upload number only.
@@ -120,7 +119,8 @@ return flip(version)
 
 ROLL_BACK = f"{_STATE} if previous == '' then return {{'none', current}} end return flip(previous)"
 
-# Who finds an upload past its deadline ends it, so that no clock can make it one in time again.
+# Returns fields and their buckets in turn. The first publisher that finds an upload past its
+# deadline gives it up, so a clock that jumps back cannot revive it.
 DELETABLE = f"""{_STATE}
 local found = {{}}
 for _, kind in ipairs({{'upload', 'deleted'}}) do
@@ -128,7 +128,8 @@ for _, kind in ipairs({{'upload', 'deleted'}}) do
         local buckets, deadline = read(field)
         if deadline <= now then
             give_up(field)
-            table.insert(found, {{field, buckets}})
+            table.insert(found, field)
+            table.insert(found, buckets)
         end
     end
 end
@@ -154,6 +155,32 @@ REASONS = {
 
 
 @dataclass(frozen=True)
+class Namespace:
+    """What one installation has on a server.
+
+    Args:
+        client: Of the server; it must return bytes.
+        name: Of the installation, as in its identity.
+    """
+
+    client: redis.Redis
+    name: str
+
+    @property
+    def pointer(self) -> str:
+        return f"churn:{self.name}:pointer"
+
+    def key(self, version: str, part: int | str) -> str:
+        """The key of a bucket, or of the manifest, of a version."""
+        return f"churn:{self.name}:{version}:{part}"
+
+    def run(self, script: str, *arguments: str | int) -> list[str]:
+        """What one of the scripts returns for the pointer."""
+        reply: Any = self.client.eval(script, 1, self.pointer, *arguments)
+        return [part.decode() for part in reply]
+
+
+@dataclass(frozen=True)
 class OnlineVersion:
     """What a reader must know of a version."""
 
@@ -166,8 +193,8 @@ class OnlineVersion:
     def cutoff(self) -> date:
         return self.codec.cutoff
 
-    def bucket_key(self, customer_id: str) -> str:
-        return key_of(self.version, bucket_of(customer_id, self.buckets))
+    def bucket(self, customer_id: str) -> int:
+        return zlib.crc32(customer_id.encode()) % self.buckets
 
     def to_json(self) -> str:
         schema, cutoff = self.codec.schema, self.cutoff.isoformat()
@@ -175,24 +202,11 @@ class OnlineVersion:
         return json.dumps({"cutoff": cutoff, **counts, "schema": schema})
 
     @classmethod
-    def read(cls, client: redis.Redis, version: str) -> OnlineVersion | None:
+    def read(cls, namespace: Namespace, version: str) -> OnlineVersion | None:
         """None if there is no such version. Raises OnlineStoreError for an unknown format."""
-        text = client.get(key_of(version, "manifest"))
+        text: Any = namespace.client.get(namespace.key(version, "manifest"))
         if text is None:
             return None
         content = json.loads(text)
         codec = RowCodec.from_schema(content["schema"], date.fromisoformat(content["cutoff"]))
         return cls(version, content["rows"], content["buckets"], codec)
-
-
-def key_of(version: str, part: int | str) -> str:
-    return f"churn:{version}:{part}"
-
-
-def bucket_of(customer_id: str, buckets: int) -> int:
-    return zlib.crc32(customer_id.encode()) % buckets
-
-
-def run_script(client: redis.Redis, script: str, *arguments: str | bytes | int) -> list[str]:
-    reply: Any = client.eval(script, 1, POINTER, *arguments)
-    return [part.decode() for part in reply]

@@ -18,16 +18,14 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from churn_assets.online.io_manager import connect
+from churn_assets.online.io_manager import open_to_read
 from churn_assets.online.rows import OnlineStoreError
 from churn_assets.online.server import ServerError
 from churn_assets.online.store import OnlineStore, read_version
-from churn_assets.online.versions import OnlineVersion
-
-if TYPE_CHECKING:
-    import redis
+from churn_assets.online.versions import Namespace, OnlineVersion
+from churn_assets.stores.identity import Identity
 
 # A read over a network takes about 1 ms. Longer than this, the snapshot is the better answer.
 READ_SECONDS = 0.25
@@ -80,12 +78,13 @@ class Snapshot:
 class Rows:
     """Looks customers up. `watch` is called now and then by a thread, `read` by any."""
 
-    def __init__(self, home: Path, url: str | None) -> None:
+    def __init__(self, home: Path, url: str | None, identity: Identity) -> None:
         self._home = home
         self._url = url
+        self._identity = identity
         self._folder = home / "serving"
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._client: redis.Redis | None = None
+        self._namespace: Namespace | None = None
         self._store: OnlineStore | None = None
         self.away = "it was not looked for yet"
         self.snapshot = self._newest_snapshot()
@@ -135,15 +134,16 @@ class Rows:
         from redis.retry import Retry
 
         try:
-            if self._client is None:
-                self._client = connect(
+            if self._namespace is None:
+                self._namespace = open_to_read(
                     self._home,
                     self._url,
+                    self._identity,
                     socket_timeout=READ_SECONDS,
                     socket_connect_timeout=READ_SECONDS,
                     retry=Retry(NoBackoff(), 1),  # for a connection that the server closed as idle
                 )
-            store = self._store or OnlineStore(self._client)
+            store = self._store or OnlineStore(self._namespace)
             live = store.live()
         except (redis.RedisError, ServerError, OnlineStoreError) as error:
             self._give_up(error)
@@ -156,9 +156,9 @@ class Rows:
             self.snapshot = self._take_snapshot(live.version)
 
     def close(self) -> None:
-        if self._client:
-            self._client.close()
-            self._client = None
+        if self._namespace:
+            self._namespace.client.close()
+            self._namespace = None
 
     def _give_up(self, error: Exception) -> None:
         if self._store:
@@ -177,8 +177,8 @@ class Rows:
         try:
             snapshot = _open(path)
             if snapshot is None:
-                assert self._client
-                table = read_version(self._client, version)
+                assert self._namespace
+                table = read_version(self._namespace, version)
                 feather.write_feather(table, str(staged), compression="uncompressed")
                 staged.replace(path)
                 snapshot = Snapshot(path)

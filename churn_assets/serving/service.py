@@ -26,6 +26,7 @@ from churn_assets.serving.batching import Batcher
 from churn_assets.serving.rows import Found, Row, Rows
 from churn_assets.serving.scoring import LiveChampion, LiveModel
 from churn_assets.settings import Settings
+from churn_assets.stores.identity import identify
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.access = Access.from_settings(settings)
         self.rate_limit = RateLimit(settings.rate_limit)
-        self.rows = Rows(settings.home, settings.redis_url)
+        self.rows = Rows(settings.home, settings.redis_url, identify(settings))
         self.audit = AuditLog(settings.home)
         self.groups = feature_groups(settings.review_vectors)
         self.feature_names = [column.name for column in feature_columns(self.groups)]
