@@ -104,7 +104,7 @@ class Versions:
             published = publishing.publish(
                 self.namespace, table, cutoff_of(edition), upload_seconds=UPLOAD_SECONDS
             )
-        except publishing.UploadExpired:  # a busy machine
+        except publishing.NotWhole:  # a busy machine
             self.client.hincrby(COUNTS, "publish expired")
             return
         what = (

@@ -17,15 +17,20 @@ Guarantees, with any number of publishers and readers, and kills at any point:
   pointer; if the pointer names another one, it reads again from that.
 - A version is uploaded beside the live one and goes live in one step: a Lua script changes the
   pointer and refuses a cutoff older than the live one. The version before it is retained.
+- No version goes live, by a publisher or by a rollback, that was not found whole just before.
 - A killed sync leaves the live version live. Publishing equal content again takes its upload over
   while half its time is left, and sends only the parts that are missing. Keys are written with
   an expiry, the upload's deadline, that is removed just before the flip. Keys of an upload killed
   in between stay listed in the pointer until the first publisher after the deadline deletes them.
 - An upload is whole or not there: each part is written in one step together with its expiry, and
-  the flip refuses an upload that is past its deadline or lacks a row. The first row of each bucket
-  is read back before.
+  the flip refuses an upload that is past its deadline, lacks a row or has another first row in a
+  bucket than was sent.
+- A retained version that lost keys is repaired when equal content is published: the listed
+  deadline is moved into the future, and each part that is missing is written in one step without
+  an expiry. Its rows are those that were there before, so a reader never sees a mixture. A newer
+  live version stays live.
 - Only publishers of equal content write keys of one version. One that goes on after the others went
-  live and were replaced writes keys that are deleted already; nothing is written after the
+  live and were replaced writes keys that are deleted already; nothing is written after the listed
   deadline, so what was deleted before it is deleted once more after it. So there is no lock.
 
 Every command touches one key, as Redis Cluster wants. The client must return bytes
@@ -85,39 +90,52 @@ local function flip(version)
 end
 """
 
-# Arguments: content, buckets, seconds. A retained version goes live again without an upload, and
-# an upload that nobody finished is taken over if there is time to finish it.
+# Arguments: content, buckets, seconds. The parts of a retained version are written again where they
+# are missing. An upload that nobody finished is taken over if there is time to finish it.
 STAGE = f"""{_STATE}
 local content, buckets, seconds = ARGV[1], ARGV[2], ARGV[3]
+local function promise(outcome, version, deadline)
+    redis.call('HSET', pointer, 'upload:' .. version, buckets .. ':' .. deadline)
+    return {{outcome, version, tostring(deadline)}}
+end
+for _, version in ipairs({{current, previous}}) do
+    if holds(version, content) then
+        local _, before = read('upload:' .. version)
+        return promise('retained', version, math.max(now + seconds, math.abs(before)))
+    end
+end
 if older(content) then return {{'older', current}} end
-if holds(current, content) then return {{'identical', current}} end
-if holds(previous, content) then return flip(previous) end
 for _, field in ipairs(not_retained('upload')) do
-    local version, found, deadline = field:sub(8), read(field)
+    local version, _, deadline = field:sub(8), read(field)
     local left = deadline - now - 1  -- now has no fraction
-    if holds(version, content) and found == buckets and left >= seconds / 2 then
+    if holds(version, content) and left >= seconds / 2 then
         return {{'staged', version, tostring(deadline)}}
     end
 end
 local version = content .. '-' .. redis.call('HINCRBY', pointer, 'uploads', 1)
-redis.call('HSET', pointer, 'upload:' .. version, buckets .. ':' .. (now + seconds))
-return {{'staged', version, tostring(now + seconds)}}
+return promise('staged', version, now + seconds)
 """
 
-# Arguments: version, content, whether the upload is whole. Since it was staged, others may have
+# Arguments: version, content, whether the version is whole. Since it was staged, others may have
 # flipped; of those that share the upload, one is enough.
 FLIP = f"""{_STATE}
 local version, content, whole = ARGV[1], ARGV[2], ARGV[3] == '1'
-if version == current then return {{'live', current}} end
-local field = 'upload:' .. version
-if older(content) then give_up(field) return {{'older', current}} end
-if holds(current, content) then give_up(field) return {{'identical', current}} end
+local field, retained = 'upload:' .. version, version == current or version == previous
+if retained and not whole then return {{'lost', version}} end
+if older(content) or holds(current, content) then
+    if not retained then give_up(field) end
+    return {{older(content) and 'older' or 'identical', current}}
+end
 local _, deadline = read(field)
-if deadline <= now or not whole then return {{'lost', version}} end
+if not retained and (not whole or deadline <= now) then return {{'lost', version}} end
 return flip(version)
 """
 
-ROLL_BACK = f"{_STATE} if previous == '' then return {{'none', current}} end return flip(previous)"
+# Argument: the previous version that was found to be whole.
+ROLL_BACK = f"""{_STATE}
+if previous ~= ARGV[1] then return {{'replaced', previous}} end
+return flip(previous)
+"""
 
 # Returns fields and their buckets in turn. The first publisher that finds an upload past its
 # deadline gives it up, so a clock that jumps back cannot revive it.
@@ -169,6 +187,12 @@ class Namespace:
     @property
     def pointer(self) -> str:
         return f"churn:{self.name}:pointer"
+
+    def retained(self) -> tuple[str, str]:
+        """The live version and the one before it; empty where there is none."""
+        found: Any = self.client.hmget(self.pointer, ["current", "previous"])
+        live, previous = ((version or b"").decode() for version in found)
+        return live, previous
 
     def key(self, version: str, part: int | str) -> str:
         """The key of a bucket, or of the manifest, of a version."""

@@ -320,14 +320,14 @@ def test_a_publisher_that_is_overtaken_while_it_uploads(
     retained: int,
 ) -> None:
     publish_edition(namespace, 0)
-    upload = publishing._upload
+    write = publishing._Upload.write
 
-    def overtaken(*arguments: Any) -> None:
-        monkeypatch.setattr(publishing, "_upload", upload)
+    def overtaken(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(publishing._Upload, "write", write)
         publish_edition(namespace, overtaken_by)
-        upload(*arguments)
+        write(*arguments, **options)
 
-    monkeypatch.setattr(publishing, "_upload", overtaken)
+    monkeypatch.setattr(publishing._Upload, "write", overtaken)
     outcome = publish_edition(namespace, edition)
     assert outcome.published is published
     assert_only_retained_keys(namespace)
@@ -341,13 +341,13 @@ def test_an_upload_past_its_deadline_never_goes_live(
     namespace: versions.Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_edition(namespace, 2)
-    upload = publishing._upload
+    write = publishing._Upload.write
 
-    def slow(*arguments: Any) -> None:
-        upload(*arguments)
+    def slow(*arguments: Any, **options: Any) -> None:
+        write(*arguments, **options)
         time.sleep(1.1)
 
-    monkeypatch.setattr(publishing, "_upload", slow)
+    monkeypatch.setattr(publishing._Upload, "write", slow)
     with pytest.raises(rows.OnlineStoreError, match="took longer than 1 s"):
         publish_edition(namespace, 4, upload_seconds=1)
     assert live_edition(online.OnlineStore(namespace).get_many(CUSTOMERS)) == 2
@@ -384,7 +384,7 @@ def test_a_killed_sync_is_taken_over_and_only_what_is_missing_is_sent(
 def test_an_upload_with_too_little_time_left_is_left_to_expire(
     namespace: versions.Namespace, monkeypatch: pytest.MonkeyPatch, seconds: int, uploaded: int
 ) -> None:
-    monkeypatch.setattr(publishing, "_keep", stopped)
+    monkeypatch.setattr(publishing._Upload, "keep", stopped)
     with pytest.raises(KeyboardInterrupt):
         publish_edition(namespace, 2, upload_seconds=3600)
     monkeypatch.undo()
@@ -399,18 +399,18 @@ def test_two_publishers_of_equal_content_do_not_harm_each_other(
     namespace: versions.Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The slower one writes again what the faster one has made permanent, and dies."""
-    sizes = publishing._sizes
+    missing = publishing._Upload.missing
 
-    def overtaken(*arguments: Any) -> list[int]:
-        missing = sizes(*arguments)
-        monkeypatch.setattr(publishing, "_sizes", sizes)
-        monkeypatch.setattr(publishing, "_upload", upload)
+    def overtaken(upload: publishing._Upload) -> list[str | int]:
+        found = missing(upload)
+        monkeypatch.setattr(publishing._Upload, "missing", missing)
+        monkeypatch.setattr(publishing._Upload, "write", write)
         publish_edition(namespace, 2)
-        monkeypatch.setattr(publishing, "_keep", stopped)
-        return missing
+        monkeypatch.setattr(publishing._Upload, "keep", stopped)
+        return found
 
-    upload = publishing._upload
-    monkeypatch.setattr(publishing, "_sizes", overtaken)
+    write = publishing._Upload.write
+    monkeypatch.setattr(publishing._Upload, "missing", overtaken)
     with pytest.raises(KeyboardInterrupt):
         publish_edition(namespace, 2)
     assert {namespace.client.ttl(key) for key in namespace.client.scan_iter(count=1000)} == {-1}
@@ -420,15 +420,15 @@ def test_two_publishers_of_equal_content_do_not_harm_each_other(
 def test_keys_written_for_a_version_that_is_deleted_already_do_not_stay(
     namespace: versions.Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload = publishing._upload
+    write = publishing._Upload.write
 
-    def overtaken(*arguments: Any) -> None:
+    def overtaken(*arguments: Any, **options: Any) -> None:
         monkeypatch.undo()
         for edition in (2, 4, 6):  # the same content goes live, is retained, and deleted
             publish_edition(namespace, edition)
-        upload(*arguments)
+        write(*arguments, **options)
 
-    monkeypatch.setattr(publishing, "_upload", overtaken)
+    monkeypatch.setattr(publishing._Upload, "write", overtaken)
     assert not publish_edition(namespace, 2).published
     names: Any = namespace.client.hkeys(namespace.pointer)
     (field,) = (name for name in names if name.startswith(b"deleted:"))
@@ -447,16 +447,15 @@ def test_an_upload_that_others_published_and_replaced_is_no_error(
     namespace: versions.Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_edition(namespace, 2)
-    keep = publishing._keep
+    keep = publishing._Upload.keep
 
-    def overtaken(namespace: versions.Namespace, manifest: versions.OnlineVersion) -> bool:
-        whole = keep(namespace, manifest)
+    def overtaken(upload: publishing._Upload) -> None:
+        keep(upload)
         monkeypatch.undo()
         for edition in (4, 6, 8):
             publish_edition(namespace, edition)
-        return whole
 
-    monkeypatch.setattr(publishing, "_keep", overtaken)
+    monkeypatch.setattr(publishing._Upload, "keep", overtaken)
     assert not publish_edition(namespace, 4).published
     assert live_edition(online.OnlineStore(namespace).get_many(CUSTOMERS)) == 8
 
@@ -465,13 +464,13 @@ def test_a_version_that_lost_a_row_never_goes_live(
     namespace: versions.Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_edition(namespace, 2)
-    keep = publishing._keep
+    keep = publishing._Upload.keep
 
-    def evicting(namespace: versions.Namespace, manifest: versions.OnlineVersion) -> bool:
-        namespace.client.delete(namespace.key(manifest.version, manifest.bucket(CUSTOMERS[0])))
-        return keep(namespace, manifest)
+    def evicting(upload: publishing._Upload) -> None:
+        namespace.client.delete(upload._key(upload.version.bucket(CUSTOMERS[0])))
+        keep(upload)
 
-    monkeypatch.setattr(publishing, "_keep", evicting)
+    monkeypatch.setattr(publishing._Upload, "keep", evicting)
     with pytest.raises(rows.OnlineStoreError, match="the server evicts keys"):
         publish_edition(namespace, 4)
     assert live_edition(online.OnlineStore(namespace).get_many(CUSTOMERS)) == 2
@@ -481,19 +480,15 @@ def test_a_version_with_another_row_than_was_sent_never_goes_live(
     namespace: versions.Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_edition(namespace, 2)
-    upload = publishing._upload
+    write = publishing._Upload.write
 
-    def overwritten(
-        namespace: versions.Namespace, manifest: versions.OnlineVersion, *arguments: Any
-    ) -> None:
-        upload(namespace, manifest, *arguments)
+    def overwritten(upload: publishing._Upload, *arguments: Any, **options: Any) -> None:
+        write(upload, *arguments, **options)
         id_ = edition_table(4)[0][0].as_py()
-        namespace.client.hset(
-            namespace.key(manifest.version, manifest.bucket(id_)), id_, b"something else"
-        )
+        namespace.client.hset(upload._key(upload.version.bucket(id_)), id_, b"something else")
 
-    monkeypatch.setattr(publishing, "_upload", overwritten)
-    with pytest.raises(rows.OnlineStoreError, match="1 of 2 rows that were read back"):
+    monkeypatch.setattr(publishing._Upload, "write", overwritten)
+    with pytest.raises(rows.OnlineStoreError, match="has others than were sent"):
         publish_edition(namespace, 4)
     assert live_edition(online.OnlineStore(namespace).get_many(CUSTOMERS)) == 2
 

@@ -47,7 +47,7 @@ def act(namespace: Namespace, action: str, edition: int) -> str:
         except OnlineStoreError as error:
             return str(error)
     with pytest.MonkeyPatch.context() as killed, pytest.raises(KeyboardInterrupt):
-        killed.setattr(publishing, "_keep", stopped)
+        killed.setattr(publishing._Upload, "keep", stopped)
         # Above what the others publish, so that it is staged.
         publish_edition(namespace, edition + 100)
     for field in stored(namespace.client, namespace.pointer):

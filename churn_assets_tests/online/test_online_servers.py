@@ -95,7 +95,7 @@ def use(tmp_path: Path, url: str) -> versions.Namespace:
     publishing.roll_back(namespace)
     assert live_edition(store.get_many(CUSTOMERS)) == 2
     with pytest.MonkeyPatch.context() as killed, pytest.raises(KeyboardInterrupt):
-        killed.setattr(publishing, "_keep", stopped)
+        killed.setattr(publishing._Upload, "keep", stopped)
         publish_edition(namespace, 6)
     assert publish_edition(namespace, 6).uploaded == 0
     assert publish_edition(namespace, 7).uploaded == 200
