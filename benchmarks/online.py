@@ -114,12 +114,14 @@ def ours(path: Path, port: int, ids: list[str]) -> Figures:
     namespace = Namespace(redis.Redis(port=port), "benchmark")
 
     def write(cutoff: dt.date = CUTOFF) -> Read:
-        publish(namespace, pq.read_table(path).drop_columns(["event_timestamp"]), cutoff)
+        publish(
+            namespace, pq.read_table(path).drop_columns(["event_timestamp"]), cutoff, newest=cutoff
+        )
         return OnlineStore(namespace).get_many
 
     # Imports are not counted on either side.
     warm = pq.read_table(path).slice(0, BATCH).drop_columns(["event_timestamp"])
-    publish(namespace, warm, CUTOFF - dt.timedelta(1))
+    publish(namespace, warm, CUTOFF - dt.timedelta(1), newest=CUTOFF)
     first = measure(port, ids, write)
     second = measure(port, ids, lambda: write(CUTOFF + dt.timedelta(1)))
     key = "memory, MB per 1,000"

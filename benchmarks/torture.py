@@ -102,7 +102,11 @@ class Versions:
         table = pa.Table.from_pylist(rows_of(edition), pa.schema(COLUMNS))
         try:
             published = publishing.publish(
-                self.namespace, table, cutoff_of(edition), upload_seconds=UPLOAD_SECONDS
+                self.namespace,
+                table,
+                cutoff_of(edition),
+                newest=dt.date.max,
+                upload_seconds=UPLOAD_SECONDS,
             )
         except publishing.NotWhole:  # a busy machine
             self.client.hincrby(COUNTS, "publish expired")

@@ -136,7 +136,7 @@ def online_table(shop: Shop) -> pa.Table:
 
 
 def publish_rows(shop: Shop) -> None:
-    publish(shop.online, online_table(shop), CUTOFF)
+    publish(shop.online, online_table(shop), CUTOFF, newest=CUTOFF)
 
 
 @dataclass

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from churn_assets.cutoffs import Calendar, parse_key, utc_now
 from churn_assets.online.publishing import publish
 from churn_assets.online.rows import OnlineStoreError
 from churn_assets.online.server import ServerError, open_client, redis_url
@@ -72,23 +73,33 @@ class OnlineIOManager(dg.IOManager):
 
     Args:
         store: Where the rows come from.
+        calendar: Says which cutoffs exist.
         url: The server; None for the private one.
         identity: Gives the identity of the installation. It may write it, so it is called only
             when something is published or read.
+        now: The clock. A live cutoff after the newest that exists by it is replaced by any other.
     """
 
     def __init__(
-        self, store: OfflineStore, url: str | None, identity: Callable[[], Identity]
+        self,
+        store: OfflineStore,
+        calendar: Calendar,
+        url: str | None,
+        identity: Callable[[], Identity],
+        now: Callable[[], dt.datetime] = utc_now,
     ) -> None:
         self.store = store
+        self.calendar = calendar
         self.url = url
         self.identity = identity
+        self.now = now
 
     def handle_output(self, context: dg.OutputContext, obj: Query) -> None:
         import redis
 
         began = time.monotonic()
         *older, newest = sorted(context.asset_partition_keys)
+        existing = self.calendar.keys(self.calendar.scored_cutoffs, self.now())
         with self.store.connect() as connection:
             table = connection.sql(obj.selects[0]).to_arrow_table()
         if not table.num_rows:
@@ -99,7 +110,12 @@ class OnlineIOManager(dg.IOManager):
         with connections_are_retried():
             namespace = open_to_publish(self.store.home, self.url, self.identity())
             try:
-                published = publish(namespace, table, date.fromisoformat(newest))
+                published = publish(
+                    namespace,
+                    table,
+                    parse_key(newest),
+                    newest=parse_key(max([newest, *existing])),
+                )
             except redis.RedisError as error:
                 raise ServerError(
                     f"The sync of {newest} broke off: {error} What was live stays live. See that "

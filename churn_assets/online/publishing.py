@@ -73,21 +73,34 @@ class Published:
 
 
 def publish(
-    namespace: Namespace, table: pa.Table, cutoff: date, *, upload_seconds: int = UPLOAD_SECONDS
+    namespace: Namespace,
+    table: pa.Table,
+    cutoff: date,
+    *,
+    newest: date,
+    upload_seconds: int = UPLOAD_SECONDS,
 ) -> Published:
     """Makes `table` what readers get, unless a newer cutoff is live.
 
-    `table`: customer_id (string, unique, not NULL), cutoff (optional, the same in every row) and
-    features of the types in `rows.PHYSICAL`. Raises OnlineStoreError for any other table, and
-    NotWhole for an upload that takes longer than `upload_seconds`; then the live version stays
-    live.
+    Args:
+        namespace: Of the installation.
+        table: customer_id (string, unique, not NULL), cutoff (optional, the same in every row) and
+            features of the types in `rows.PHYSICAL`.
+        cutoff: Of all rows.
+        newest: The newest cutoff that exists. A live one after it was published while a clock was
+            ahead, and any other replaces it.
+        upload_seconds: What takes longer does not go live.
+
+    Raises:
+        OnlineStoreError: It is another table.
+        NotWhole: The upload took too long, or keys were lost. The live version stays live.
     """
     table, bounds = _by_bucket(table, cutoff)
     ids = table["customer_id"]
     codec, rows = RowCodec.encode(table.drop_columns(["customer_id"]), cutoff)
     buckets, uploaded = len(bounds) - 1, 0
     content = f"{cutoff}-{_digest(codec, buckets, ids, rows)}"
-    staged, version, *deadline = namespace.run(STAGE, content, buckets, upload_seconds)
+    staged, version, *deadline = namespace.run(STAGE, content, buckets, upload_seconds, str(newest))
     outcome, live = staged, version
     if staged != "older":
         upload = _Upload(
@@ -96,7 +109,8 @@ def publish(
         missing = upload.missing()
         upload.write(missing, int(*deadline), expires=staged == "staged")
         upload.keep()
-        outcome, live = namespace.run(FLIP, version, content, int(not upload.missing()))
+        whole = not upload.missing()
+        outcome, live = namespace.run(FLIP, version, content, int(whole), str(newest))
         uploaded = sum(map(upload.rows_in, missing))
     _delete_leftovers(namespace)
     if outcome == "lost":

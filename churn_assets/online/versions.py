@@ -16,7 +16,8 @@ Guarantees, with any number of publishers and readers, and kills at any point:
 - A read or a batch sees one version. A reader reads rows of the version that it knows, and the
   pointer; if the pointer names another one, it reads again from that.
 - A version is uploaded beside the live one and goes live in one step: a Lua script changes the
-  pointer and refuses a cutoff older than the live one. The version before it is retained.
+  pointer and refuses a cutoff older than the live one. The version before it is retained. A live
+  cutoff that does not exist yet is of a clock that was ahead, and refuses nothing.
 - No version goes live, by a publisher or by a rollback, that was not found whole just before.
 - A killed sync leaves the live version live. Publishing equal content again takes its upload over
   while half its time is left, and sends only the parts that are missing. Keys are written with
@@ -63,7 +64,10 @@ local pointer, now = KEYS[1], tonumber(redis.call('TIME')[1])
 local live = redis.call('HMGET', pointer, 'current', 'previous')
 local current, previous = live[1] or '', live[2] or ''
 
-local function older(content) return content:sub(1, 10) < current:sub(1, 10) end
+local function is_before_live(content) return content:sub(1, 10) < current:sub(1, 10) end
+local function older(content, newest)
+    return is_before_live(content) and current:sub(1, 10) <= newest
+end
 local function holds(version, content) return version:sub(1, #content) == content end
 local function read(field)
     local buckets, deadline = (redis.call('HGET', pointer, field) or ''):match('^(%d+):(-?%d+)$')
@@ -86,14 +90,15 @@ end
 local function flip(version)
     if previous ~= version then give_up('upload:' .. previous) end
     redis.call('HSET', pointer, 'current', version, 'previous', current)
-    return {'live', version}
+    return {is_before_live(version) and 'ahead' or 'live', version}
 end
 """
 
-# Arguments: content, buckets, seconds. The parts of a retained version are written again where they
-# are missing. An upload that nobody finished is taken over if there is time to finish it.
+# Arguments: content, buckets, seconds, newest cutoff. The parts of a retained version are written
+# again where they are missing. An upload that nobody finished is taken over if there is time to
+# finish it.
 STAGE = f"""{_STATE}
-local content, buckets, seconds = ARGV[1], ARGV[2], ARGV[3]
+local content, buckets, seconds, newest = unpack(ARGV)
 local function promise(outcome, version, deadline)
     redis.call('HSET', pointer, 'upload:' .. version, buckets .. ':' .. deadline)
     return {{outcome, version, tostring(deadline)}}
@@ -104,7 +109,7 @@ for _, version in ipairs({{current, previous}}) do
         return promise('retained', version, math.max(now + seconds, math.abs(before)))
     end
 end
-if older(content) then return {{'older', current}} end
+if older(content, newest) then return {{'older', current}} end
 for _, field in ipairs(not_retained('upload')) do
     local version, _, deadline = field:sub(8), read(field)
     local left = deadline - now - 1  -- now has no fraction
@@ -116,15 +121,15 @@ local version = content .. '-' .. redis.call('HINCRBY', pointer, 'uploads', 1)
 return promise('staged', version, now + seconds)
 """
 
-# Arguments: version, content, whether the version is whole. Since it was staged, others may have
-# flipped; of those that share the upload, one is enough.
+# Arguments: version, content, whether the version is whole, newest cutoff. Since it was staged,
+# others may have flipped; of those that share the upload, one is enough.
 FLIP = f"""{_STATE}
-local version, content, whole = ARGV[1], ARGV[2], ARGV[3] == '1'
+local version, content, whole, newest = ARGV[1], ARGV[2], ARGV[3] == '1', ARGV[4]
 local field, retained = 'upload:' .. version, version == current or version == previous
 if retained and not whole then return {{'lost', version}} end
-if older(content) or holds(current, content) then
+if older(content, newest) or holds(current, content) then
     if not retained then give_up(field) end
-    return {{older(content) and 'older' or 'identical', current}}
+    return {{holds(current, content) and 'identical' or 'older', current}}
 end
 local _, deadline = read(field)
 if not retained and (not whole or deadline <= now) then return {{'lost', version}} end
@@ -169,6 +174,8 @@ REASONS = {
     "live": "new content went live",
     "identical": "this content is live already",
     "older": "a newer cutoff is live, and an older one never replaces it",
+    "ahead": "new content went live in place of a later cutoff that does not exist yet: "
+    "a clock was ahead, or CHURN_END was later",
 }
 
 

@@ -73,9 +73,10 @@ def edition_cutoff(edition: int) -> date:
 
 
 def publish_edition(
-    namespace: versions.Namespace, edition: int, **options: int
+    namespace: versions.Namespace, edition: int, newest: date = date.max, **options: int
 ) -> publishing.Published:
-    return publishing.publish(namespace, edition_table(edition), edition_cutoff(edition), **options)
+    table, cutoff = edition_table(edition), edition_cutoff(edition)
+    return publishing.publish(namespace, table, cutoff, newest=newest, **options)
 
 
 def live_edition(found: list[dict[str, Any] | None]) -> int:
@@ -187,7 +188,7 @@ def test_what_is_published_is_read(namespace: versions.Namespace) -> None:
             "name": [None, "", "é"],
         }
     )
-    published = publishing.publish(namespace, table, CUTOFF)
+    published = publishing.publish(namespace, table, CUTOFF, newest=date.max)
     store = online.OnlineStore(namespace)
     assert (published.published, published.rows) == (True, 3)
     assert store.get("ä") == {"customer_id": "ä", "cutoff": CUTOFF, "score": None, "name": ""}
@@ -210,13 +211,15 @@ def test_before_the_first_version_there_is_nobody(namespace: versions.Namespace)
 
 def test_who_left_is_gone_and_what_became_null_is_none(namespace: versions.Namespace) -> None:
     store = online.OnlineStore(namespace)
-    publishing.publish(namespace, pa.table({"customer_id": ["a", "b"], "x": [1, 2]}), CUTOFF)
+    publishing.publish(
+        namespace, pa.table({"customer_id": ["a", "b"], "x": [1, 2]}), CUTOFF, newest=date.max
+    )
     assert store.get_many(["a", "b"])[1] == {"customer_id": "b", "cutoff": CUTOFF, "x": 2}
     later = pa.table({"customer_id": ["a"], "x": pa.array([None], pa.int64())})
-    publishing.publish(namespace, later, date(2026, 1, 2))
+    publishing.publish(namespace, later, date(2026, 1, 2), newest=date.max)
     row = {"customer_id": "a", "cutoff": date(2026, 1, 2), "x": None}
     assert store.get_many(["a", "b"]) == [row, None]
-    publishing.publish(namespace, later.slice(0, 0), date(2026, 1, 3))
+    publishing.publish(namespace, later.slice(0, 0), date(2026, 1, 3), newest=date.max)
     assert store.get("a") is None
     assert online.read_version(namespace).num_rows == 0
 
@@ -238,6 +241,43 @@ def test_older_cutoffs_are_refused_corrections_accepted_repeats_do_nothing(
     assert edition_cutoff(3) == edition_cutoff(2)
     assert correction.published
     assert live_edition(online.OnlineStore(namespace).get_many(CUSTOMERS)) == 3
+
+
+def test_a_live_cutoff_that_does_not_exist_yet_refuses_nothing(
+    namespace: versions.Namespace,
+) -> None:
+    store, newest = online.OnlineStore(namespace), edition_cutoff(4)
+    publish_edition(namespace, 2)
+    future = publish_edition(namespace, 6)
+    assert not publish_edition(namespace, 4, newest=edition_cutoff(6)).published
+    right = publish_edition(namespace, 4, newest=newest)
+    assert right.published
+    assert "a clock was ahead" in right.reason
+    assert live_edition(store.get_many(CUSTOMERS)) == 4
+    assert not publish_edition(namespace, 2, newest=newest).published
+    assert publishing.roll_back(namespace) == future.version
+    again = publish_edition(namespace, 4, newest=newest)  # it is retained
+    assert (again.version, again.uploaded) == (right.version, 0)
+    assert "a clock was ahead" in again.reason
+    assert_only_retained_keys(namespace)
+    assert publish_edition(namespace, 6, newest=edition_cutoff(6)).published  # the time has come
+
+
+def test_a_publisher_whose_clock_is_right_overtakes_one_whose_clock_is_ahead(
+    namespace: versions.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is ahead flips while the other uploads."""
+    write = publishing._Upload.write
+
+    def overtaken(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(publishing._Upload, "write", write)
+        publish_edition(namespace, 6)
+        write(*arguments, **options)
+
+    monkeypatch.setattr(publishing._Upload, "write", overtaken)
+    outcome = publish_edition(namespace, 4, newest=edition_cutoff(4))
+    assert outcome.published
+    assert live_edition(online.OnlineStore(namespace).get_many(CUSTOMERS)) == 4
 
 
 def test_two_versions_are_retained_without_expiry(namespace: versions.Namespace) -> None:
@@ -298,13 +338,15 @@ def test_a_format_of_another_release_is_refused(
 @pytest.mark.parametrize("ids", [["a", "a"], ["a", None]])
 def test_one_row_per_customer(namespace: versions.Namespace, ids: list[str | None]) -> None:
     with pytest.raises(rows.OnlineStoreError, match="1 rows have no customer_id"):
-        publishing.publish(namespace, pa.table({"customer_id": ids, "x": [1, 2]}), CUTOFF)
+        publishing.publish(
+            namespace, pa.table({"customer_id": ids, "x": [1, 2]}), CUTOFF, newest=date.max
+        )
 
 
 def test_one_cutoff_per_version(namespace: versions.Namespace) -> None:
     table = pa.table({"customer_id": ["a"], "cutoff": [CUTOFF], "x": [1]})
     with pytest.raises(rows.OnlineStoreError, match="2026-01-01"):
-        publishing.publish(namespace, table, date(2026, 1, 2))
+        publishing.publish(namespace, table, date(2026, 1, 2), newest=date.max)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,9 @@ def moved(url: str, tmp_path: Path) -> Settings:
     """An installation that published to an external server, and whose folder was moved then."""
     redis.Redis.from_url(url).flushall()
     made = make_settings(tmp_path, redis_url=url)
-    publishing.publish(open_to_publish(made.home, url, identify(made)), TABLE, CUTOFF)
+    publishing.publish(
+        open_to_publish(made.home, url, identify(made)), TABLE, CUTOFF, newest=CUTOFF
+    )
     home = tmp_path / "elsewhere"
     made.home.rename(home)
     return made.model_copy(update={"home": home})
@@ -132,7 +134,9 @@ def test_a_moved_home_reads_from_an_external_server_but_does_not_publish(moved: 
 
 def test_a_moved_home_publishes_to_its_private_server(moved: Settings) -> None:
     try:
-        publishing.publish(open_to_publish(moved.home, None, identify(moved)), TABLE, CUTOFF)
+        publishing.publish(
+            open_to_publish(moved.home, None, identify(moved)), TABLE, CUTOFF, newest=CUTOFF
+        )
     finally:
         server.stop(moved.home)
 

@@ -3,7 +3,9 @@
 Prevents the simplification of believing that what was sent is what is served.
 """
 
+import datetime as dt
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from churn_assets.definitions import build_definitions
 from churn_assets.online import publishing
 from churn_assets.online import sync as assets
+from churn_assets.online.io_manager import OnlineIOManager
 from churn_assets.online.rows import OnlineStoreError
 from churn_assets.online.server import redis_url, stop
 from churn_assets.online.store import OnlineStore, read_version
@@ -118,7 +121,8 @@ def test_rows_that_differ_fail_the_run(settings: Settings) -> None:
     table = read_version(online(settings))
     doubled = pc.multiply(table["total_events"], 2)
     wrong = table.set_column(table.column_names.index("total_events"), "total_events", doubled)
-    publishing.publish(online(settings), wrong.slice(1), table["cutoff"][0].as_py())
+    cutoff = table["cutoff"][0].as_py()
+    publishing.publish(online(settings), wrong.slice(1), cutoff, newest=cutoff)
     evaluation = run(settings, "2025-08-01", "2025-08-01", sync=False)
     assert not evaluation.passed
     assert evaluation.blocking
@@ -127,6 +131,35 @@ def test_rows_that_differ_fail_the_run(settings: Settings) -> None:
     assert 30 < differ["total_events"] < 50
     assert set(differ) == {"customer_id", "total_events"}
     assert run(settings, "2025-08-01", "2025-08-01").passed
+
+
+def test_a_clock_that_was_ahead_blocks_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_end = settings.model_copy(update={"end": None})
+
+    def live() -> str:
+        version = OnlineStore(online(settings)).live()
+        return str(version and version.cutoff)
+
+    def july() -> dt.datetime:
+        return dt.datetime(2025, 7, 15, tzinfo=dt.UTC)
+
+    run(without_end, "2025-08-01", "2025-08-01")
+    assert run(without_end, "2025-07-01", "2025-07-01").passed
+    assert live() == "2025-08-01"
+    with monkeypatch.context() as right:
+        now = partial(OnlineIOManager, now=july)
+        right.setattr("churn_assets.definitions.OnlineIOManager", now)
+        assert run(without_end, "2025-07-01", "2025-07-01").passed
+        assert live() == "2025-07-01"
+        run(without_end, "2025-06-01", "2025-06-01")
+        assert live() == "2025-07-01"
+    run(without_end, "2025-08-01", "2025-08-01")
+    assert live() == "2025-08-01"
+    earlier = settings.model_copy(update={"end": july()})
+    run(earlier, "2025-07-01", "2025-07-01")
+    assert live() == "2025-07-01"
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def published_with(shop: Shop, column: str, values: Any) -> Iterator[None]:
     """The rows of the shop with other values in one column, until the test is over."""
     table = online_table(shop)
     index = table.column_names.index(column)
-    publish(shop.online, table.set_column(index, column, values), CUTOFF)
+    publish(shop.online, table.set_column(index, column, values), CUTOFF, newest=CUTOFF)
     try:
         yield
     finally:
@@ -407,7 +407,7 @@ def test_a_new_version_gets_a_snapshot_and_two_are_kept(shop: Shop):
     with running(shop.settings) as client:
         for days in (1, 2, 3):
             cutoff = CUTOFF + dt.timedelta(days=days)
-            publish(shop.online, table, cutoff)
+            publish(shop.online, table, cutoff, newest=cutoff)
             eventually(functools.partial(serves, client, cutoff))
         kept = sorted(path.name[:10] for path in folder.glob("*.arrow"))
         assert kept == ["2025-06-03", "2025-06-04"]

@@ -84,7 +84,7 @@ def settings(
         api_keys=SecretStr(",".join(entry for _, entry in keys.values())),
         jwt_key=SecretStr(SECRET),
     )
-    publish(online(settings), table, CUTOFF)
+    publish(online(settings), table, CUTOFF, newest=CUTOFF)
     yield settings
     stop(redis_home)
 
