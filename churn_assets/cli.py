@@ -13,6 +13,7 @@ from churn_assets.cutoffs import utc_now
 from churn_assets.operations.terminal import terminal
 from churn_assets.settings import Settings
 from churn_assets.sources.presets import PRESETS
+from churn_assets.stores.identity import identify, refuse_another
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -346,7 +347,6 @@ def get(customer_id: str) -> None:
     """The online row of a customer."""
     from churn_assets.online.io_manager import open_to_read
     from churn_assets.online.store import OnlineStore
-    from churn_assets.stores.identity import identify
 
     settings = Settings.read()
     store = OnlineStore(open_to_read(settings.home, settings.redis_url, identify(settings)))
@@ -364,7 +364,6 @@ def rollback() -> None:
     """Serve the retained previous version again."""
     from churn_assets.online.io_manager import open_to_publish
     from churn_assets.online.publishing import roll_back
-    from churn_assets.stores.identity import identify
 
     settings = Settings.read()
     version = roll_back(open_to_publish(settings.home, settings.redis_url, identify(settings)))
@@ -381,6 +380,7 @@ def serve(host: str, port: int, workers: int | None) -> None:
     from churn_assets.serving.run import run
 
     settings = Settings.read()
+    refuse_another(settings)
     if Access.from_settings(settings).open and not is_loopback(host):
         raise click.ClickException(
             f"Without keys everybody who reaches {host} could read every customer. Set "
@@ -397,5 +397,4 @@ def api_key(name: str, scopes: tuple[str, ...]) -> None:
     from churn_assets.serving.access import new_key
 
     key, entry = new_key(name, scopes)
-    click.echo(f"Key, for the caller, not shown again: {key}")
-    click.echo(f"Entry for CHURN_API_KEYS: {entry}")
+    click.echo(f"Key, for the caller, not shown again: {key}\nEntry for CHURN_API_KEYS: {entry}")

@@ -448,6 +448,26 @@ def test_a_new_champion_takes_over_without_a_dropped_request(
             shutil.rmtree(shop.settings.home / "models" / "champion_model" / f"cutoff={later}")
 
 
+def test_the_champion_of_a_home_that_was_replaced_is_gone(
+    shop: Shop, rows: list[dict[str, Any]], tmp_path: Path
+):
+    home, path = tmp_path / "state", f"/predict/{rows[0]['customer_id']}"
+    without = shutil.ignore_patterns("models", "online_store", "dagster")
+    shutil.copytree(shop.settings.home, home)
+    with running(shop.settings, home=home) as client:
+        assert client.post(path)[0] == 200
+        version = client.post(path)[1]["model_version"]
+        home.rename(tmp_path / "old")
+        shutil.copytree(shop.settings.home, tmp_path / "new", ignore=without)
+        (tmp_path / "new").rename(home)
+        eventually(lambda: client.post(path)[0] == 503)
+        eventually(lambda: client.get(f"/features/{rows[0]['customer_id']}")[0] == 200)
+        assert client.post(path)[0] == 503
+        assert f'version="{version}"}} 0.0' in client.get("/metrics")[1]
+        shutil.copytree(shop.settings.home / "models", home / "models")
+        eventually(lambda: client.post(path)[0] == 200)
+
+
 # --------------------------------------------------------------------------- people and operators
 
 
