@@ -216,6 +216,7 @@ def test_what_is_repaired_in_a_version_that_was_deleted_meanwhile_does_not_stay(
 ) -> None:
     live = publish_edition(namespace, 2)
     lose_everything(namespace, live.version)
+    namespace.client.hset(namespace.pointer, f"upload:{live.version}", "10:1")  # long ago
     write = publishing._Upload.write
 
     def overtaken(*arguments: Any, **options: Any) -> None:

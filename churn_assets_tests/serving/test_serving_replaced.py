@@ -20,7 +20,9 @@ from churn_assets.online.publishing import publish
 from churn_assets.online.server import stop
 from churn_assets.serving import app as serving
 from churn_assets.serving.audit import audit_query
+from churn_assets.serving.rows import Rows
 from churn_assets.settings import Settings
+from churn_assets.stores.identity import identify
 from churn_assets_tests.conftest import GROUPS, make_settings, online, query
 from churn_assets_tests.served_shop import CUTOFF, Client, eventually, running
 
@@ -167,6 +169,17 @@ def test_deleting_the_private_server_s_folder_leads_to_the_new_server(settings: 
         eventually(lambda: served(client) == (200, (1, "snapshot")))
         publish_number(settings, 2)
         eventually(lambda: served(client) == (200, (2, "redis")))
+
+
+def test_a_connection_to_a_server_whose_files_were_deleted_is_given_up(settings: Settings) -> None:
+    """Even where no request needs a new connection, which would fail."""
+    rows = Rows(settings.home, None, identify(settings), "")
+    rows.watch()
+    assert rows.read(["ann"]).source == "redis"
+    shutil.rmtree(settings.home / "online_store")
+    rows.watch()
+    assert rows.read(["ann"]).source == "snapshot"
+    rows.close()
 
 
 def test_a_service_that_starts_before_its_home_serves_it_once_it_is_there(tmp_path: Path) -> None:
