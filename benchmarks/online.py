@@ -109,16 +109,19 @@ def measure(port: int, ids: list[str], write: Callable[[], Read]) -> Figures:
 def ours(path: Path, port: int, ids: list[str]) -> Figures:
     from churn_assets.online.publishing import publish
     from churn_assets.online.store import OnlineStore
+    from churn_assets.online.versions import Namespace
 
-    client = redis.Redis(port=port)
+    namespace = Namespace(redis.Redis(port=port), "benchmark")
 
     def write(cutoff: dt.date = CUTOFF) -> Read:
-        publish(client, pq.read_table(path).drop_columns(["event_timestamp"]), cutoff)
-        return OnlineStore(client).get_many
+        publish(
+            namespace, pq.read_table(path).drop_columns(["event_timestamp"]), cutoff, newest=cutoff
+        )
+        return OnlineStore(namespace).get_many
 
     # Imports are not counted on either side.
     warm = pq.read_table(path).slice(0, BATCH).drop_columns(["event_timestamp"])
-    publish(client, warm, CUTOFF - dt.timedelta(1))
+    publish(namespace, warm, CUTOFF - dt.timedelta(1), newest=CUTOFF)
     first = measure(port, ids, write)
     second = measure(port, ids, lambda: write(CUTOFF + dt.timedelta(1)))
     key = "memory, MB per 1,000"

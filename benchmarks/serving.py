@@ -26,10 +26,11 @@ from typing import Any
 
 import uvloop
 
-from churn_assets.online.io_manager import connect
+from churn_assets.online.io_manager import open_to_read
 from churn_assets.online.server import stop
 from churn_assets.online.store import read_version
 from churn_assets.settings import Settings
+from churn_assets.stores.identity import identify
 
 HOST = "127.0.0.1"
 
@@ -144,7 +145,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     settings = Settings.read()
-    ids = read_version(connect(settings.home, settings.redis_url))["customer_id"].to_pylist()
+    online = open_to_read(settings.home, settings.redis_url, identify(settings))
+    ids = read_version(online)["customer_id"].to_pylist()
     chosen = random.Random(7).sample(ids, min(1000, len(ids)))
     head = f"HTTP/1.1\r\nHost: {HOST}\r\n"
     gets = [f"GET /features/{id_} {head}\r\n".encode() for id_ in chosen]

@@ -35,7 +35,7 @@ CUSTOMERS = [f"C{i:03d}" for i in range(400)]
 OLD = 4  # the editions below are what late backfills publish
 MOST_SECONDS = 300
 UPLOAD_SECONDS = 4  # short, so that leftovers expire during the run
-COUNTS = "torture"  # a hash of the same server; a killed process cannot spoil it
+COUNTS = "counts"  # a hash of the same server; a killed process cannot spoil it
 
 Row = dict[str, Any]
 COLUMNS = {
@@ -93,7 +93,8 @@ class Versions:
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
-        self.read = online.OnlineStore(client).get_many
+        self.namespace = versions.Namespace(client, "torture")
+        self.read = online.OnlineStore(self.namespace).get_many
         # Several round trips per upload, so that many kills hit one.
         publishing.ROWS_PER_BUCKET, publishing.ROWS_PER_ROUND_TRIP = 10, 20
 
@@ -101,9 +102,13 @@ class Versions:
         table = pa.Table.from_pylist(rows_of(edition), pa.schema(COLUMNS))
         try:
             published = publishing.publish(
-                self.client, table, cutoff_of(edition), upload_seconds=UPLOAD_SECONDS
+                self.namespace,
+                table,
+                cutoff_of(edition),
+                newest=dt.date.max,
+                upload_seconds=UPLOAD_SECONDS,
             )
-        except publishing.UploadExpired:  # a busy machine
+        except publishing.NotWhole:  # a busy machine
             self.client.hincrby(COUNTS, "publish expired")
             return
         what = (
@@ -251,9 +256,10 @@ def leftovers(url: str) -> set[str]:
     client = open_client(url)
     store = Versions(client)
     store.publish(next(filter(None, store.read(CUSTOMERS[:2])))["edition"] + 1)
-    fields: Any = client.hmget(versions.POINTER, "current", "previous")
-    known = {COUNTS, versions.POINTER}
-    retained = tuple(f"churn:{version.decode()}:" for version in fields)
+    pointer = store.namespace.pointer
+    fields: Any = client.hmget(pointer, "current", "previous")
+    known = {COUNTS, pointer}
+    retained = tuple(store.namespace.key(version.decode(), "") for version in fields)
     keys = {key.decode() for key in client.scan_iter(count=1000)}
     return {key for key in keys - known if not key.startswith(retained)}
 

@@ -105,7 +105,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         ],
         resources={
             "io_manager": OfflineIOManager(store),
-            "online_io_manager": OnlineIOManager(store, settings.redis_url),
+            "online_io_manager": OnlineIOManager(store, calendar, settings.redis_url, identity),
         },
         # DuckDB uses every core within a step; a process per step would only add its start-up.
         executor=dg.in_process_executor,

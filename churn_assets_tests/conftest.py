@@ -33,6 +33,8 @@ from churn_assets.definitions import build_definitions
 from churn_assets.features import feature_groups
 from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.models.runs import ModelRuns
+from churn_assets.online.io_manager import open_to_read
+from churn_assets.online.versions import Namespace
 from churn_assets.operations.installation import tables
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.settings import Settings
@@ -191,6 +193,11 @@ def stored(settings: Settings, table: str) -> list[Row]:
     """All rows of a table of the offline store, in the order of its files."""
     files = settings.home / "offline_store" / table / "**" / "part-0.parquet"
     return query(f"FROM read_parquet('{files}', hive_partitioning = false)")
+
+
+def online(settings: Settings) -> Namespace:
+    """What an installation has online."""
+    return open_to_read(settings.home, settings.redis_url, identify(settings))
 
 
 def materialize(

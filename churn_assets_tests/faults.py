@@ -21,16 +21,15 @@ import pyarrow as pa
 from churn_assets.definitions import build_definitions
 from churn_assets.models.runs import ModelRuns
 from churn_assets.monitoring.inventory import AssetInventory, inventory
-from churn_assets.online.io_manager import connect
 from churn_assets.online.store import read_version
 from churn_assets.operations.backfill import run_batch
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.plans import backfill_batches, stages
 from churn_assets.operations.with_settings import DAGSTER_YAML
 from churn_assets.settings import Settings
-from churn_assets.stores.identity import identify
+from churn_assets.stores.identity import adopt, identify
 from churn_assets.stores.tracking import ASSET_TAG, PARTITION_TAG
-from churn_assets_tests.conftest import make_settings
+from churn_assets_tests.conftest import make_settings, online
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)  # history ends before
 # Four cutoffs with features, three with labels, one with a model and its realised performance.
@@ -113,6 +112,7 @@ class Shop:
     def copy(self, home: Path, redis_url: str | None = None) -> "Shop":
         """An installation that goes on from here, with nothing online."""
         copytree(self.home, home, ignore=ignore_patterns("mlartifacts", "online_store"))
+        adopt(self.settings.model_copy(update={"home": home}), copied=True)
         return Shop(home, redis_url)
 
     def complete(self) -> list[str]:
@@ -139,7 +139,7 @@ class Shop:
 
     def online(self) -> pa.Table:
         """The rows that are served."""
-        return read_version(connect(self.home, self.redis_url))
+        return read_version(online(self.settings))
 
     def mlflow_runs(self) -> Counter[tuple[str, str]]:
         """How many active runs each asset and partition has."""

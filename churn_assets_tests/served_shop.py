@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import redis
 import uvicorn
 
 from churn_assets.features import feature_columns, feature_versions
@@ -24,13 +23,14 @@ from churn_assets.models.metrics import Economics
 from churn_assets.models.training_rows import training_rows
 from churn_assets.online.publishing import publish
 from churn_assets.online.server import redis_url
+from churn_assets.online.versions import Namespace
 from churn_assets.operations.installation import offline_store
 from churn_assets.predictions.churn_predictions import explainer, population_features, predict
 from churn_assets.serving import app as serving
 from churn_assets.serving.service import Service
 from churn_assets.settings import Settings
 from churn_assets.stores.artefacts import MANIFEST
-from churn_assets_tests.conftest import GROUPS, make_settings, materialize
+from churn_assets_tests.conftest import GROUPS, make_settings, materialize, online
 
 CUTOFF = dt.date(2025, 6, 1)
 
@@ -46,8 +46,8 @@ class Shop:
     redis_home: Path
 
     @property
-    def redis(self) -> redis.Redis:
-        return redis.Redis.from_url(self.settings.redis_url or "")
+    def online(self) -> Namespace:
+        return online(self.settings)
 
 
 def make_shop(folder: Path) -> Shop:
@@ -138,7 +138,7 @@ def online_table(shop: Shop) -> pa.Table:
 
 
 def publish_rows(shop: Shop) -> None:
-    publish(shop.redis, online_table(shop), CUTOFF)
+    publish(shop.online, online_table(shop), CUTOFF, newest=CUTOFF)
 
 
 @dataclass

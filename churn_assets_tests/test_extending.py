@@ -21,9 +21,8 @@ LOOK = """
 import datetime as dt, json, sys
 from pathlib import Path
 import pytest
-from churn_assets_tests.conftest import evaluate_quickly, make_settings, materialize, stored
+from churn_assets_tests.conftest import evaluate_quickly, make_settings, materialize, online, stored
 from churn_assets.serving.app import create_app
-from churn_assets.online.io_manager import connect
 from churn_assets.online.server import stop
 from churn_assets.online.store import OnlineStore, read_version
 from churn_assets_tests.served_shop import running
@@ -41,9 +40,8 @@ with pytest.MonkeyPatch.context() as patch:
     for job in ("models", "drift"):
         materialize(settings, job, "2025-06-01", "2025-06-01")
 try:
-    client = connect(settings.home, None)
-    online = read_version(client).column(name).to_pylist()
-    customer = OnlineStore(client).get(read_version(client)["customer_id"][0].as_py())
+    served = read_version(online(settings))
+    customer = OnlineStore(online(settings)).get(served["customer_id"][0].as_py())
     with running(settings) as service:
         status, answer = service.get(f"/features/{customer['customer_id']}")
     schema = create_app(settings).openapi()["components"]["schemas"]
@@ -51,7 +49,7 @@ finally:
     stop(settings.home)
 print(json.dumps({
     "training": [row[name] for row in stored(settings, "training_dataset")],
-    "online": online,
+    "online": served.column(name).to_pylist(),
     "one": customer[name],
     "api": answer["features"][name],
     "schema": [s["properties"][name] for s in schema.values() if name in s.get("properties", {})],

@@ -19,14 +19,13 @@ from churn_assets.definitions import build_definitions
 from churn_assets.models.artefacts import ModelStore
 from churn_assets.models.champion import find_champion
 from churn_assets.monitoring.report import cutoff_reports
-from churn_assets.online.io_manager import connect
 from churn_assets.online.publishing import roll_back
 from churn_assets.online.server import server_binary, stop
 from churn_assets.online.store import read_version
 from churn_assets.online.sync import online_query
 from churn_assets.operations.installation import offline_store
 from churn_assets.settings import Settings
-from churn_assets_tests.conftest import GROUPS, make_settings, materialize, stored
+from churn_assets_tests.conftest import GROUPS, make_settings, materialize, online, stored
 
 CUTOFFS = ("2025-05-01", "2025-08-01")
 LABELED = ("2025-05-01", "2025-07-01")
@@ -131,18 +130,17 @@ def test_online_rows_equal_the_newest_offline_partition(journey: Settings) -> No
         offline = (
             connection.sql(online_query(GROUPS, relations)).to_arrow_table().sort_by("customer_id")
         )
-    online = read_version(connect(journey.home, journey.redis_url))
-    assert online.column_names == offline.column_names
-    assert online.cast(offline.schema).equals(offline)
+    served = read_version(online(journey))
+    assert served.column_names == offline.column_names
+    assert served.cast(offline.schema).equals(offline)
 
 
 def test_an_older_backfill_publishes_nothing(journey: Settings) -> None:
-    client = connect(journey.home, journey.redis_url)
-    before = read_version(client)
+    before = read_version(online(journey))
     result = materialize(journey, "models", "2025-07-01", "2025-07-01")
     (event,) = result.asset_materializations_for_node("online_features")
     assert event.metadata["published"].value is False
-    assert read_version(client).equals(before)
+    assert read_version(online(journey)).equals(before)
 
 
 def test_a_re_run_gives_equal_predictions_and_is_no_new_version(journey: Settings) -> None:
@@ -154,7 +152,7 @@ def test_a_re_run_gives_equal_predictions_and_is_no_new_version(journey: Setting
     (event,) = result.asset_materializations_for_node("online_features")
     assert event.metadata["published"].value is True
     with pytest.raises(Exception, match="no version to roll back to"):
-        roll_back(connect(journey.home, journey.redis_url))
+        roll_back(online(journey))
 
 
 def test_the_mlflow_server_has_one_run_per_model_and_partition(journey: Settings) -> None:
@@ -178,7 +176,7 @@ def test_without_servers_nothing_has_to_be_set_up(tmp_path: Path) -> None:
         materialize(settings, "features", *CUTOFFS)
         materialize(settings, "training_data", *LABELED)
         materialize(settings, "models", "2025-08-01", "2025-08-01")
-        assert read_version(connect(settings.home, None)).num_rows > 0
+        assert read_version(online(settings)).num_rows > 0
         assert (settings.home / "mlflow.db").exists()
         assert not Path("mlruns").exists()
     finally:

@@ -2,7 +2,9 @@
 
 import click
 
-from churn_assets.cli.values import settings_to_read, settings_to_write, shown
+from churn_assets.cli.values import shown
+from churn_assets.settings import Settings
+from churn_assets.stores.identity import identify
 
 
 @click.group()
@@ -14,11 +16,11 @@ def online() -> None:
 @click.argument("customer_id")
 def get(customer_id: str) -> None:
     """The online row of a customer."""
-    from churn_assets.online.io_manager import connect
+    from churn_assets.online.io_manager import open_to_read
     from churn_assets.online.store import OnlineStore
 
-    settings = settings_to_read()
-    store = OnlineStore(connect(settings.home, settings.redis_url))
+    settings = Settings.read()
+    store = OnlineStore(open_to_read(settings.home, settings.redis_url, identify(settings)))
     row = store.get(customer_id)
     if row is None:
         live = store.live()
@@ -31,11 +33,11 @@ def get(customer_id: str) -> None:
 @online.command()
 def rollback() -> None:
     """Serve the retained previous version again."""
-    from churn_assets.online.io_manager import connect
+    from churn_assets.online.io_manager import open_to_publish
     from churn_assets.online.publishing import roll_back
 
-    settings = settings_to_write()
-    version = roll_back(connect(settings.home, settings.redis_url))
+    settings = Settings.read()
+    version = roll_back(open_to_publish(settings.home, settings.redis_url, identify(settings)))
     click.echo(f"Live is {version} now.")
 
 

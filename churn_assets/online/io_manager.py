@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
-from datetime import date
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from churn_assets.cutoffs import Calendar, parse_key, utc_now
 from churn_assets.online.publishing import publish
 from churn_assets.online.rows import OnlineStoreError
 from churn_assets.online.server import ServerError, open_client, redis_url
 from churn_assets.online.store import OnlineStore, read_version
+from churn_assets.online.versions import Namespace
+from churn_assets.stores.identity import Identity
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.retries import connections_are_retried
 
@@ -42,23 +46,60 @@ def connect(home: Path, url: str | None, **options: Any) -> redis.Redis:
     return client
 
 
+def open_to_read(home: Path, url: str | None, identity: Identity, **options: Any) -> Namespace:
+    """What an installation has online, for a caller who changes nothing; see `connect`."""
+    return Namespace(connect(home, url, **options), identity.name)
+
+
+def open_to_publish(home: Path, url: str | None, identity: Identity) -> Namespace:
+    """What an installation has online, for a caller who changes what is live.
+
+    Raises:
+        AnotherInstallation: `url` names a server, and the state folder was moved or copied: the
+            original may publish there under the same name. A private server is of its folder.
+        ServerError: There is no server, or it does not answer.
+    """
+    if url:
+        identity.require_at_home(home, "Redis")
+    return open_to_read(home, url, identity)
+
+
 class OnlineIOManager(dg.IOManager):
     """Publishes the rows of a `Query` as the online version of their cutoff, and reads one back.
 
     An older cutoff than the live one is refused without an error: `published` is false in the
     metadata of its partition. Of a range, only the newest cutoff is published. One without
-    customers is an error.
+    customers is an error, and so is publishing to `url` from a state folder that is not at home.
+
+    Args:
+        store: Where the rows come from.
+        calendar: Says which cutoffs exist.
+        url: The server; None for the private one.
+        identity: Gives the identity of the installation. It may write it, so it is called only
+            when something is published or read.
+        now: The clock. A live cutoff after the newest that exists by it is replaced by any other.
     """
 
-    def __init__(self, store: OfflineStore, url: str | None) -> None:
+    def __init__(
+        self,
+        store: OfflineStore,
+        calendar: Calendar,
+        url: str | None,
+        identity: Callable[[], Identity],
+        now: Callable[[], dt.datetime] = utc_now,
+    ) -> None:
         self.store = store
+        self.calendar = calendar
         self.url = url
+        self.identity = identity
+        self.now = now
 
     def handle_output(self, context: dg.OutputContext, obj: Query) -> None:
         import redis
 
         began = time.monotonic()
         *older, newest = sorted(context.asset_partition_keys)
+        existing = self.calendar.keys(self.calendar.scored_cutoffs, self.now())
         with self.store.connect() as connection:
             table = connection.sql(obj.selects[0]).to_arrow_table()
         if not table.num_rows:
@@ -67,9 +108,14 @@ class OnlineIOManager(dg.IOManager):
                 "it. What was live stays live. `churn inspect` shows whether events are missing."
             )
         with connections_are_retried():
-            client = connect(self.store.home, self.url)
+            namespace = open_to_publish(self.store.home, self.url, self.identity())
             try:
-                published = publish(client, table, date.fromisoformat(newest))
+                published = publish(
+                    namespace,
+                    table,
+                    parse_key(newest),
+                    newest=parse_key(max([newest, *existing])),
+                )
             except redis.RedisError as error:
                 raise ServerError(
                     f"The sync of {newest} broke off: {error} What was live stays live. See that "
@@ -94,8 +140,8 @@ class OnlineIOManager(dg.IOManager):
         that is asked for, because a newer cutoff was published or an older one rolled back to.
         """
         with connections_are_retried():
-            client = connect(self.store.home, self.url)
-            live = OnlineStore(client).live()
+            namespace = open_to_read(self.store.home, self.url, self.identity())
+            live = OnlineStore(namespace).live()
             if live is None or live.cutoff.isoformat() != max(context.asset_partition_keys):
                 return None
-            return read_version(client, live.version)
+            return read_version(namespace, live.version)

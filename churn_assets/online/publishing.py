@@ -13,25 +13,21 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from churn_assets.online.rows import OnlineStoreError, RowCodec
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import redis
 from churn_assets.online.versions import (
     DELETABLE,
     FLIP,
     FORGET,
-    POINTER,
     REASONS,
     ROLL_BACK,
     STAGE,
+    Namespace,
     OnlineVersion,
-    key_of,
-    run_script,
 )
 
 # Hashes this small stay packed (listpack) where hash-max-listpack-value admits a row: 10 % less
@@ -40,18 +36,24 @@ ROWS_PER_BUCKET = 100
 ROWS_PER_ROUND_TRIP = 10_000  # about 5 MB: enough to hide latency, little to buffer
 UPLOAD_SECONDS = 6 * 3600  # 100,000 customers take 1 s; leftovers of a killed sync live this long
 
-# The key is a bucket. Arguments: deadline, then customer_id and row in turn. A bucket that is there
-# may have lost its expiry for good, and must not get one again.
+# The key is a part of a version. Arguments: deadline, whether the part expires then, and either a
+# manifest, or customer_id and row in turn. A part that is there without an expiry must not get one.
 _WRITE = """
-if redis.call('EXISTS', KEYS[1]) == 0 then
-    redis.call('HSET', KEYS[1], unpack(ARGV, 2))
-    redis.call('EXPIREAT', KEYS[1], ARGV[1])
+local key, deadline = KEYS[1], tonumber(ARGV[1])
+if tonumber(redis.call('TIME')[1]) >= deadline then return end
+local stays = redis.call('EXISTS', key) == 1 and redis.call('PERSIST', key) == 0
+redis.call('UNLINK', key)
+if #ARGV == 3 then
+    redis.call('SET', key, ARGV[3])
+elseif #ARGV > 3 then
+    redis.call('HSET', key, unpack(ARGV, 3))
 end
+if ARGV[2] == '1' and not stays then redis.call('EXPIREAT', key, deadline) end
 """
 
 
-class UploadExpired(OnlineStoreError):
-    """An upload took longer than it may, so it did not go live."""
+class NotWhole(OnlineStoreError):
+    """A version lacks rows, so it did not go live."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Published:
 
     So a repeated publish is True, a refused older cutoff False; `reason` says it in words.
     `uploaded` is how many of the `rows` were sent: none where the store had them all, the rest
-    where a killed sync was taken over.
+    where a killed sync was taken over, what was lost where a retained version was repaired.
     """
 
     version: str
@@ -71,50 +73,99 @@ class Published:
 
 
 def publish(
-    client: redis.Redis, table: pa.Table, cutoff: date, *, upload_seconds: int = UPLOAD_SECONDS
+    namespace: Namespace,
+    table: pa.Table,
+    cutoff: date,
+    *,
+    newest: date,
+    upload_seconds: int = UPLOAD_SECONDS,
 ) -> Published:
     """Makes `table` what readers get, unless a newer cutoff is live.
 
-    `table`: customer_id (string, unique, not NULL), cutoff (optional, the same in every row) and
-    features of the types in `rows.PHYSICAL`. Raises OnlineStoreError for any other table,
-    and for an upload that takes longer than `upload_seconds`; then the live version stays live.
+    Args:
+        namespace: Of the installation.
+        table: customer_id (string, unique, not NULL), cutoff (optional, the same in every row) and
+            features of the types in `rows.PHYSICAL`.
+        cutoff: Of all rows.
+        newest: The newest cutoff that exists. A live one after it was published while a clock was
+            ahead, and any other replaces it.
+        upload_seconds: What takes longer does not go live.
+
+    Raises:
+        OnlineStoreError: It is another table.
+        NotWhole: The upload took too long, or keys were lost. The live version stays live.
     """
     table, bounds = _by_bucket(table, cutoff)
     ids = table["customer_id"]
     codec, rows = RowCodec.encode(table.drop_columns(["customer_id"]), cutoff)
-    content = f"{cutoff}-{_digest(codec, ids, rows)}"
-    buckets = len(bounds) - 1
-    outcome, version, *deadline = run_script(client, STAGE, content, buckets, upload_seconds)
-    missing: list[int] = []
-    if outcome == "staged":
-        manifest = OnlineVersion(version, len(rows), buckets, codec)
-        missing = [bucket for bucket, size in enumerate(_sizes(client, manifest)) if not size]
-        _upload(client, manifest, ids, rows, bounds, missing, int(*deadline))
-        whole = _keep(client, manifest) and _has_sample(client, manifest, ids, rows, bounds)
-        outcome, version = run_script(client, FLIP, version, content, int(whole))
-    _delete_leftovers(client)
-    if outcome == "lost":
-        raise UploadExpired(
-            f"{version} did not go live: its upload took longer than {upload_seconds} s, after "
-            "which it may be deleted, or the server evicts keys. Publish again; if that does not "
-            "help, look at the server's load and memory."
+    buckets, uploaded = len(bounds) - 1, 0
+    content = f"{cutoff}-{_digest(codec, buckets, ids, rows)}"
+    staged, version, *deadline = namespace.run(STAGE, content, buckets, upload_seconds, str(newest))
+    outcome, live = staged, version
+    if staged != "older":
+        upload = _Upload(
+            namespace, OnlineVersion(version, len(rows), buckets, codec), ids, rows, bounds
         )
-    uploaded = sum(bounds[bucket + 1] - bounds[bucket] for bucket in missing)
-    return Published(version, outcome != "older", len(rows), uploaded, REASONS[outcome])
+        missing = upload.missing()
+        upload.write(missing, int(*deadline), expires=staged == "staged")
+        upload.keep()
+        whole = not upload.missing()
+        outcome, live = namespace.run(FLIP, version, content, int(whole), str(newest))
+        uploaded = sum(map(upload.rows_in, missing))
+    _delete_leftovers(namespace)
+    if outcome == "lost":
+        raise NotWhole(
+            f"{version} does not go live: it lacks rows, or has others than were sent. Its upload "
+            f"took longer than {upload_seconds} s, after which it may be deleted, or the server "
+            "evicts keys, or something else writes them. Look at the server's load and memory, "
+            "and publish again."
+        )
+    reason = REASONS[outcome]
+    if staged == "retained" and missing:
+        reason += f"; {version} had lost {uploaded:,} rows, which are there again"
+    return Published(live, outcome != "older", len(rows), uploaded, reason)
 
 
-def roll_back(client: redis.Redis) -> str:
+def roll_back(namespace: Namespace) -> str:
     """Swaps the live and the retained version and returns the one that is live now.
 
-    A second call undoes the first. Raises OnlineStoreError if no version is retained.
+    A second call undoes the first. Raises OnlineStoreError if no version is retained, or if it has
+    lost keys; then the live version stays live.
     """
-    outcome, version = run_script(client, ROLL_BACK)
-    if outcome == "none":
+    live, previous = namespace.retained()
+    if not previous:
         raise OnlineStoreError(
-            f"There is no version to roll back to: {version or 'nothing'} is live, and nothing was "
+            f"There is no version to roll back to: {live or 'nothing'} is live, and nothing was "
             "before it. Publish the cutoff that should be live."
         )
+    if damage := damage_of(namespace, previous):
+        cutoff = previous[:10]
+        raise OnlineStoreError(
+            f"{previous} cannot go live again: {damage}. {live} stays live. Publish that cutoff "
+            f"again with `churn backfill --stage models --from {cutoff} --to {cutoff}`, which "
+            "brings back what is missing if the rows are still the same, and roll back then."
+        )
+    outcome, version = namespace.run(ROLL_BACK, previous)
+    if outcome == "replaced":
+        raise OnlineStoreError(
+            f"Another version than {live} went live meanwhile, and {version} is the one before it. "
+            "Roll back again if that is still wanted."
+        )
     return version
+
+
+def damage_of(namespace: Namespace, version: str) -> str:
+    """What a retained version has lost, in words; empty where it is whole."""
+    manifest = OnlineVersion.read(namespace, version)
+    if manifest is None:
+        return "its manifest is gone"
+    found = 0
+    for buckets in _round_trips(manifest.buckets):
+        pipeline = namespace.client.pipeline(transaction=False)
+        for bucket in buckets:
+            pipeline.hlen(namespace.key(version, bucket))
+        found += sum(pipeline.execute())
+    return "" if found == manifest.rows else f"it has {found:,} of its {manifest.rows:,} rows"
 
 
 def _round_trips(buckets: int) -> Iterator[range]:
@@ -155,10 +206,10 @@ def _by_bucket(table: pa.Table, cutoff: date) -> tuple[pa.Table, list[int]]:
     return pa.table(columns, schema=table.schema), bounds.tolist()
 
 
-def _digest(codec: RowCodec, ids: pa.ChunkedArray, rows: pa.ChunkedArray) -> str:
+def _digest(codec: RowCodec, buckets: int, ids: pa.ChunkedArray, rows: pa.ChunkedArray) -> str:
     import pyarrow as pa
 
-    digest = hashlib.sha256(codec.header)
+    digest = hashlib.sha256(codec.header + buckets.to_bytes(8, "little"))
     for array in (ids.cast(pa.large_binary()).combine_chunks(), *rows.chunks):
         _, ends, data = array.buffers()
         digest.update(ends or b"")
@@ -166,91 +217,95 @@ def _digest(codec: RowCodec, ids: pa.ChunkedArray, rows: pa.ChunkedArray) -> str
     return digest.hexdigest()[:12]
 
 
-def _sizes(client: redis.Redis, manifest: OnlineVersion) -> list[int]:
-    """How many rows each bucket has; a written one has all of its rows."""
-    pipeline = client.pipeline(transaction=False)
-    for bucket in range(manifest.buckets):
-        pipeline.hlen(key_of(manifest.version, bucket))
-    return pipeline.execute()
+@dataclass(frozen=True)
+class _Upload:
+    """The keys of a version, and what they should hold.
 
+    Args:
+        namespace: Where.
+        version: What its manifest says.
+        ids: Customers, by bucket.
+        rows: The packed row of each.
+        bounds: Where each bucket starts in them, and the last one ends.
+    """
 
-def _upload(
-    client: redis.Redis,
-    manifest: OnlineVersion,
-    ids: pa.ChunkedArray,
-    rows: pa.ChunkedArray,
-    bounds: Sequence[int],
-    missing: Sequence[int],
-    deadline: int,
-) -> None:
-    """Writes the manifest and the missing buckets, all to expire at the deadline."""
-    version = manifest.version
-    client.set(key_of(version, "manifest"), manifest.to_json(), exat=deadline, nx=True)
+    namespace: Namespace
+    version: OnlineVersion
+    ids: pa.ChunkedArray
+    rows: pa.ChunkedArray
+    bounds: Sequence[int]
 
-    def send(batch: range) -> None:
-        pipeline: Any = client.pipeline(transaction=False)
-        for bucket in missing[batch.start : batch.stop]:
-            start, length = bounds[bucket], bounds[bucket + 1] - bounds[bucket]
-            if length:
-                items: list[Any] = [None] * (2 * length)
-                items[::2] = ids.slice(start, length).to_pylist()
-                items[1::2] = rows.slice(start, length).to_pylist()
+    @property
+    def parts(self) -> list[str | int]:
+        return ["manifest", *range(self.version.buckets)]
+
+    def rows_in(self, part: str | int) -> int:
+        return 0 if isinstance(part, str) else self.bounds[part + 1] - self.bounds[part]
+
+    def missing(self) -> list[str | int]:
+        """The parts that are not as they should be: by the number of rows and the first of them."""
+        expected: list[Any] = []
+        found: list[Any] = []
+        for buckets in _round_trips(self.version.buckets):
+            pipeline = self.namespace.client.pipeline(transaction=False)
+            for bucket in buckets:
+                size, start = self.rows_in(bucket), self.bounds[bucket]
+                first = self.ids[start].as_py() if size else ""
+                pipeline.hlen(self._key(bucket))
+                pipeline.hget(self._key(bucket), first)
+                expected.append((size, self.rows[start].as_py() if size else None))
+            answers = iter(pipeline.execute())
+            found += zip(answers, answers, strict=True)
+        manifest: Any = self.namespace.client.get(self._key("manifest"))
+        found.insert(0, manifest and manifest.decode())
+        expected.insert(0, self.version.to_json())
+        return [part for part, a, b in zip(self.parts, found, expected, strict=True) if a != b]
+
+    def write(self, parts: Sequence[str | int], deadline: int, *, expires: bool) -> None:
+        """Writes parts, each in one step, until the deadline; at it they expire or are to stay."""
+
+        def send(batch: range) -> None:
+            pipeline: Any = self.namespace.client.pipeline(transaction=False)
+            for part in parts[batch.start : batch.stop]:
                 # Not eval(): a pipeline of a cluster has none.
                 pipeline.execute_command(
-                    "EVAL", _WRITE, 1, key_of(version, bucket), deadline, *items
+                    "EVAL", _WRITE, 1, self._key(part), deadline, int(expires), *self._content(part)
                 )
-        pipeline.execute()
+            pipeline.execute()
 
-    # One packs while the server works for the other.
-    with ThreadPoolExecutor(2) as threads:
-        list(threads.map(send, _round_trips(len(missing))))
+        # One packs while the server works for the other.
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(send, _round_trips(len(parts))))
 
+    def keep(self) -> None:
+        """Removes every expiry of the version."""
+        for buckets in _round_trips(len(self.parts)):
+            pipeline = self.namespace.client.pipeline(transaction=False)
+            for part in self.parts[buckets.start : buckets.stop]:
+                pipeline.persist(self._key(part))
+            pipeline.execute()
 
-def _has_sample(
-    client: redis.Redis,
-    manifest: OnlineVersion,
-    ids: pa.ChunkedArray,
-    rows: pa.ChunkedArray,
-    bounds: Sequence[int],
-) -> bool:
-    """Reads the first row of each bucket back, before anybody else does, and says whether all are
-    there. They may be gone because others went live with this upload and were replaced since.
+    def _key(self, part: str | int) -> str:
+        return self.namespace.key(self.version.version, part)
 
-    Raises OnlineStoreError if one is not what was sent; the live version stays live.
-    """
-    sent = []
-    pipeline = client.pipeline(transaction=False)
-    for bucket, (start, end) in enumerate(pairwise(bounds)):
-        if start < end:
-            pipeline.hget(key_of(manifest.version, bucket), ids[start].as_py())
-            sent.append(rows[start].as_py())
-    found = pipeline.execute()
-    if differ := sum(a not in (None, b) for a, b in zip(found, sent, strict=True)):
-        raise OnlineStoreError(
-            f"{manifest.version} did not go live: {differ} of {len(sent)} rows that were read back "
-            "are not what was sent. Something else writes keys of this version; publish again when "
-            "that is mended."
-        )
-    return None not in found
+    def _content(self, part: str | int) -> list[Any]:
+        """A manifest, or customer_id and row in turn."""
+        if isinstance(part, str):
+            return [self.version.to_json()]
+        start, size = self.bounds[part], self.rows_in(part)
+        items: list[Any] = [None] * (2 * size)
+        items[::2] = self.ids.slice(start, size).to_pylist()
+        items[1::2] = self.rows.slice(start, size).to_pylist()
+        return items
 
 
-def _keep(client: redis.Redis, manifest: OnlineVersion) -> bool:
-    """Removes every expiry of the version, and says whether all of it is there to stay."""
-    pipeline = client.pipeline(transaction=False)
-    for part in ["manifest", *range(manifest.buckets)]:
-        pipeline.persist(key_of(manifest.version, part))
-    pipeline.execute()
-    rows = sum(_sizes(client, manifest))
-    return rows == manifest.rows and bool(client.exists(key_of(manifest.version, "manifest")))
-
-
-def _delete_leftovers(client: redis.Redis) -> None:
+def _delete_leftovers(namespace: Namespace) -> None:
     """Deletes the versions that are not retained any more and the uploads past their deadline."""
-    found: Any = client.eval(DELETABLE, 1, POINTER)
-    for field, buckets in found:
-        version = field.decode().split(":")[1]
-        pipeline = client.pipeline(transaction=False)
+    found = iter(namespace.run(DELETABLE))
+    for field, buckets in zip(found, found, strict=True):
+        version = field.split(":")[1]
+        pipeline = namespace.client.pipeline(transaction=False)
         for part in ["manifest", *range(int(buckets))]:
-            pipeline.unlink(key_of(version, part))
+            pipeline.unlink(namespace.key(version, part))
         pipeline.execute()
-        run_script(client, FORGET, field)
+        namespace.run(FORGET, field)

@@ -221,7 +221,8 @@ class RowCodec:
             raise OnlineStoreError(
                 f"A row starts with {row[: len(self.header)].hex()}, its version with "
                 f"{self.header.hex()} (format, schema id, cutoff): something else wrote into "
-                "this version. Delete the churn:* keys and publish again."
+                "this version. Delete its keys, churn:<installation>:<version>:*, and publish "
+                "again."
             )
 
 

@@ -107,6 +107,11 @@ def stop(home: Path) -> None:
     raise ServerError(f"The private server of {home} did not stop within {STOP_SECONDS} s.")
 
 
+def lock_file(home: Path) -> Path:
+    """The file that is another one when `home` has another private server; see above."""
+    return home / "online_store" / "server.lock"
+
+
 def _folder(home: Path) -> Path:
     folder = home.resolve() / "online_store"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

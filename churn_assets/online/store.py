@@ -15,9 +15,8 @@ from churn_assets.online.rows import OnlineStoreError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import redis
 from churn_assets.online.publishing import _round_trips
-from churn_assets.online.versions import POINTER, OnlineVersion, key_of
+from churn_assets.online.versions import Namespace, OnlineVersion
 
 READ_ATTEMPTS = 100  # each failed attempt means that a version went live during it
 
@@ -28,8 +27,8 @@ class OnlineStore:
     One object may serve any number of threads.
     """
 
-    def __init__(self, client: redis.Redis) -> None:
-        self._client = client
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
         self._known: OnlineVersion | None = None
 
     def live(self) -> OnlineVersion | None:
@@ -52,51 +51,54 @@ class OnlineStore:
         ]
 
     def _read(self, customer_ids: Sequence[str]) -> tuple[OnlineVersion | None, list[bytes | None]]:
+        namespace = self._namespace
         for _ in range(READ_ATTEMPTS):
             known = self._known
-            pipeline = self._client.pipeline(transaction=False)
+            pipeline = namespace.client.pipeline(transaction=False)
             if known:
                 for customer_id in customer_ids:
-                    pipeline.hget(known.bucket_key(customer_id), customer_id)
-            pipeline.hget(POINTER, "current")
+                    key = namespace.key(known.version, known.bucket(customer_id))
+                    pipeline.hget(key, customer_id)
+            pipeline.hget(namespace.pointer, "current")
             *rows, live = pipeline.execute()
             if None in rows:  # only a pointer that is read afterwards tells absent from deleted
-                live = self._client.hget(POINTER, "current")
+                live = namespace.client.hget(namespace.pointer, "current")
             if live is None:
                 return None, []
             if known and known.version.encode() == live:
                 return known, rows
-            self._known = OnlineVersion.read(self._client, live.decode())
+            self._known = OnlineVersion.read(namespace, live.decode())
         raise OnlineStoreError(
             f"No version was live throughout a read, in {READ_ATTEMPTS} attempts: something "
-            "publishes without pause, or the manifest of the current version in churn:pointer was "
-            "removed. In the second case delete churn:pointer and publish again."
+            "publishes without pause, or the manifest of the current version in "
+            f"{namespace.pointer} is gone. In the second case publish that cutoff again."
         )
 
 
-def read_version(client: redis.Redis, version: str | None = None) -> pa.Table:
+def read_version(namespace: Namespace, version: str | None = None) -> pa.Table:
     """A retained version (the live one by default) as it was published, sorted by customer_id.
 
     Columns: customer_id, cutoff, the features. Raises OnlineStoreError if it is not retained.
     """
     import pyarrow as pa
 
-    live: Any = client.hget(POINTER, "current") or b""
+    live: Any = namespace.client.hget(namespace.pointer, "current") or b""
     name = version or live.decode()
-    manifest = OnlineVersion.read(client, name)
+    manifest = OnlineVersion.read(namespace, name)
     ids: list[str] = []
     rows: list[bytes] = []
     for buckets in _round_trips(manifest.buckets if manifest else 0):
-        pipeline = client.pipeline(transaction=False)
+        pipeline = namespace.client.pipeline(transaction=False)
         for bucket in buckets:
-            pipeline.hgetall(key_of(name, bucket))
+            pipeline.hgetall(namespace.key(name, bucket))
         for found in pipeline.execute():
             ids.extend(id_.decode() for id_ in found)
             rows.extend(found.values())
     if manifest is None or len(rows) != manifest.rows:
         raise OnlineStoreError(
-            f"Version {name or '(none is live)'} is not retained, or ceased to be while it was "
-            "read. The retained ones are current and previous in churn:pointer."
+            f"Version {name or '(none is live)'} is not retained, ceased to be while it was read, "
+            f"or lost rows. The retained ones are current and previous in {namespace.pointer}; "
+            "publishing one of them again brings back what it lost."
         )
     keys = {
         "customer_id": pa.array(ids, pa.string()),

@@ -2,37 +2,44 @@
 
 Grain and key: one row per `customer_id` of the live version. A version is one table of one cutoff;
 it never changes. Its name is the cutoff, a hash of its content and the number of its upload:
-`2026-01-01-3f9c0b7a52d1-7`.
+`2026-01-01-3f9c0b7a52d1-7`. Every key begins with the name of the installation, so installations
+that share a server never see or touch each other's.
 
 | key | type | content |
 |---|---|---|
-| `churn:pointer` | hash | `current` and `previous` version; `uploads`, a counter; `upload:<version>` for each version that has keys: `<buckets>:<deadline>`, the second from which it may be deleted, negative when it may be at once; `deleted:<version>` likewise until the deadline |
-| `churn:<version>:manifest` | string | JSON: cutoff, rows, buckets, schema |
-| `churn:<version>:<bucket>` | hash | customer_id → packed row; bucket = crc32(customer_id) mod buckets |
+| `churn:<name>:pointer` | hash | `current` and `previous` version; `uploads`, a counter; `upload:<version>` for each version that has keys: `<buckets>:<deadline>`, the second from which it may be deleted, negative when it may be at once; `deleted:<version>` likewise until the deadline |
+| `churn:<name>:<version>:manifest` | string | JSON: cutoff, rows, buckets, schema |
+| `churn:<name>:<version>:<bucket>` | hash | customer_id → packed row; bucket = crc32(customer_id) mod buckets |
 
 Guarantees, with any number of publishers and readers, and kills at any point:
 
 - A read or a batch sees one version. A reader reads rows of the version that it knows, and the
   pointer; if the pointer names another one, it reads again from that.
 - A version is uploaded beside the live one and goes live in one step: a Lua script changes the
-  pointer and refuses a cutoff older than the live one. The version before it is retained.
+  pointer and refuses a cutoff older than the live one. The version before it is retained. A live
+  cutoff that does not exist yet is of a clock that was ahead, and refuses nothing.
+- No version goes live, by a publisher or by a rollback, that was not found whole just before.
 - A killed sync leaves the live version live. Publishing equal content again takes its upload over
-  while half its time is left, and sends only the buckets that are missing. Keys are written with
+  while half its time is left, and sends only the parts that are missing. Keys are written with
   an expiry, the upload's deadline, that is removed just before the flip. Keys of an upload killed
   in between stay listed in the pointer until the first publisher after the deadline deletes them.
-- An upload is whole or not there: each bucket is written once, in one step together with its
-  expiry, and the flip refuses an upload that is past its deadline or lacks a row. A sample of its
-  rows is read back before.
-- Only publishers of equal content share an upload. One that goes on after the others went live and
-  were replaced writes keys that are deleted already; nothing is written after the deadline, so
-  what was deleted before it is deleted once more after it. So there is no lock.
+- An upload is whole or not there: each part is written in one step together with its expiry, and
+  the flip refuses an upload that is past its deadline, lacks a row or has another first row in a
+  bucket than was sent.
+- A retained version that lost keys is repaired when equal content is published: the listed
+  deadline is moved into the future, and each part that is missing is written in one step without
+  an expiry. Its rows are those that were there before, so a reader never sees a mixture. A newer
+  live version stays live.
+- Only publishers of equal content write keys of one version. One that goes on after the others went
+  live and were replaced writes keys that are deleted already; nothing is written after the listed
+  deadline, so what was deleted before it is deleted once more after it. So there is no lock.
 
 Every command touches one key, as Redis Cluster wants. The client must return bytes
 (`decode_responses=False`), and the server must not evict keys without an expiry. A failover to a
 replica may lose what was not replicated yet: a flip, or in a cluster also rows, which the parity
-check of the sync finds. An ACL user needs `~churn:*` and, to read, `+ping +hget +get`; to publish
-also `+eval +time +hmget +hset +hkeys +hincrby +hdel +hlen +hgetall +exists +set +expireat +persist
-+unlink`.
+check of the sync finds. An ACL user needs `~churn:<name>:*` and, to read, `+ping +hget +get`; to
+publish also `+eval +time +hmget +hset +hkeys +hincrby +hdel +hlen +hgetall +exists +set +expireat
++persist +unlink`.
 
 Nothing here knows what a feature means.
 """  # noqa: E501 (a table row is one line)
@@ -50,8 +57,6 @@ from churn_assets.online.rows import RowCodec
 if TYPE_CHECKING:
     import redis
 
-POINTER = "churn:pointer"
-
 # The scripts see one key, the pointer. A version's first 10 characters are its cutoff; two versions
 # have equal content if they differ in their upload number only.
 _STATE = """
@@ -59,7 +64,10 @@ local pointer, now = KEYS[1], tonumber(redis.call('TIME')[1])
 local live = redis.call('HMGET', pointer, 'current', 'previous')
 local current, previous = live[1] or '', live[2] or ''
 
-local function older(content) return content:sub(1, 10) < current:sub(1, 10) end
+local function is_before_live(content) return content:sub(1, 10) < current:sub(1, 10) end
+local function older(content, newest)
+    return is_before_live(content) and current:sub(1, 10) <= newest
+end
 local function holds(version, content) return version:sub(1, #content) == content end
 local function read(field)
     local buckets, deadline = (redis.call('HGET', pointer, field) or ''):match('^(%d+):(-?%d+)$')
@@ -82,45 +90,60 @@ end
 local function flip(version)
     if previous ~= version then give_up('upload:' .. previous) end
     redis.call('HSET', pointer, 'current', version, 'previous', current)
-    return {'live', version}
+    return {is_before_live(version) and 'ahead' or 'live', version}
 end
 """
 
-# Arguments: content, buckets, seconds. A retained version goes live again without an upload, and
-# an upload that nobody finished is taken over if there is time to finish it.
+# Arguments: content, buckets, seconds, newest cutoff. The parts of a retained version are written
+# again where they are missing. An upload that nobody finished is taken over if there is time to
+# finish it.
 STAGE = f"""{_STATE}
-local content, buckets, seconds = ARGV[1], ARGV[2], ARGV[3]
-if older(content) then return {{'older', current}} end
-if holds(current, content) then return {{'identical', current}} end
-if holds(previous, content) then return flip(previous) end
+local content, buckets, seconds, newest = unpack(ARGV)
+local function promise(outcome, version, deadline)
+    redis.call('HSET', pointer, 'upload:' .. version, buckets .. ':' .. deadline)
+    return {{outcome, version, tostring(deadline)}}
+end
+for _, version in ipairs({{current, previous}}) do
+    if holds(version, content) then
+        local _, before = read('upload:' .. version)
+        return promise('retained', version, math.max(now + seconds, math.abs(before)))
+    end
+end
+if older(content, newest) then return {{'older', current}} end
 for _, field in ipairs(not_retained('upload')) do
-    local version, found, deadline = field:sub(8), read(field)
+    local version, _, deadline = field:sub(8), read(field)
     local left = deadline - now - 1  -- now has no fraction
-    if holds(version, content) and found == buckets and left >= seconds / 2 then
+    if holds(version, content) and left >= seconds / 2 then
         return {{'staged', version, tostring(deadline)}}
     end
 end
 local version = content .. '-' .. redis.call('HINCRBY', pointer, 'uploads', 1)
-redis.call('HSET', pointer, 'upload:' .. version, buckets .. ':' .. (now + seconds))
-return {{'staged', version, tostring(now + seconds)}}
+return promise('staged', version, now + seconds)
 """
 
-# Arguments: version, content, whether the upload is whole. Since it was staged, others may have
-# flipped; of those that share the upload, one is enough.
+# Arguments: version, content, whether the version is whole, newest cutoff. Since it was staged,
+# others may have flipped; of those that share the upload, one is enough.
 FLIP = f"""{_STATE}
-local version, content, whole = ARGV[1], ARGV[2], ARGV[3] == '1'
-if version == current then return {{'live', current}} end
-local field = 'upload:' .. version
-if older(content) then give_up(field) return {{'older', current}} end
-if holds(current, content) then give_up(field) return {{'identical', current}} end
+local version, content, whole, newest = ARGV[1], ARGV[2], ARGV[3] == '1', ARGV[4]
+local field, retained = 'upload:' .. version, version == current or version == previous
+if retained and not whole then return {{'lost', version}} end
+if older(content, newest) or holds(current, content) then
+    if not retained then give_up(field) end
+    return {{holds(current, content) and 'identical' or 'older', current}}
+end
 local _, deadline = read(field)
-if deadline <= now or not whole then return {{'lost', version}} end
+if not retained and (not whole or deadline <= now) then return {{'lost', version}} end
 return flip(version)
 """
 
-ROLL_BACK = f"{_STATE} if previous == '' then return {{'none', current}} end return flip(previous)"
+# Argument: the previous version that was found to be whole.
+ROLL_BACK = f"""{_STATE}
+if previous ~= ARGV[1] then return {{'replaced', previous}} end
+return flip(previous)
+"""
 
-# Who finds an upload past its deadline ends it, so that no clock can make it one in time again.
+# Returns fields and their buckets in turn. The first publisher that finds an upload past its
+# deadline gives it up, so a clock that jumps back cannot revive it.
 DELETABLE = f"""{_STATE}
 local found = {{}}
 for _, kind in ipairs({{'upload', 'deleted'}}) do
@@ -128,7 +151,8 @@ for _, kind in ipairs({{'upload', 'deleted'}}) do
         local buckets, deadline = read(field)
         if deadline <= now then
             give_up(field)
-            table.insert(found, {{field, buckets}})
+            table.insert(found, field)
+            table.insert(found, buckets)
         end
     end
 end
@@ -150,7 +174,41 @@ REASONS = {
     "live": "new content went live",
     "identical": "this content is live already",
     "older": "a newer cutoff is live, and an older one never replaces it",
+    "ahead": "new content went live in place of a later cutoff that does not exist yet: "
+    "a clock was ahead, or CHURN_END was later",
 }
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """What one installation has on a server.
+
+    Args:
+        client: Of the server; it must return bytes.
+        name: Of the installation, as in its identity.
+    """
+
+    client: redis.Redis
+    name: str
+
+    @property
+    def pointer(self) -> str:
+        return f"churn:{self.name}:pointer"
+
+    def retained(self) -> tuple[str, str]:
+        """The live version and the one before it; empty where there is none."""
+        found: Any = self.client.hmget(self.pointer, ["current", "previous"])
+        live, previous = ((version or b"").decode() for version in found)
+        return live, previous
+
+    def key(self, version: str, part: int | str) -> str:
+        """The key of a bucket, or of the manifest, of a version."""
+        return f"churn:{self.name}:{version}:{part}"
+
+    def run(self, script: str, *arguments: str | int) -> list[str]:
+        """What one of the scripts returns for the pointer."""
+        reply: Any = self.client.eval(script, 1, self.pointer, *arguments)
+        return [part.decode() for part in reply]
 
 
 @dataclass(frozen=True)
@@ -166,8 +224,8 @@ class OnlineVersion:
     def cutoff(self) -> date:
         return self.codec.cutoff
 
-    def bucket_key(self, customer_id: str) -> str:
-        return key_of(self.version, bucket_of(customer_id, self.buckets))
+    def bucket(self, customer_id: str) -> int:
+        return zlib.crc32(customer_id.encode()) % self.buckets
 
     def to_json(self) -> str:
         schema, cutoff = self.codec.schema, self.cutoff.isoformat()
@@ -175,24 +233,11 @@ class OnlineVersion:
         return json.dumps({"cutoff": cutoff, **counts, "schema": schema})
 
     @classmethod
-    def read(cls, client: redis.Redis, version: str) -> OnlineVersion | None:
+    def read(cls, namespace: Namespace, version: str) -> OnlineVersion | None:
         """None if there is no such version. Raises OnlineStoreError for an unknown format."""
-        text = client.get(key_of(version, "manifest"))
+        text: Any = namespace.client.get(namespace.key(version, "manifest"))
         if text is None:
             return None
         content = json.loads(text)
         codec = RowCodec.from_schema(content["schema"], date.fromisoformat(content["cutoff"]))
         return cls(version, content["rows"], content["buckets"], codec)
-
-
-def key_of(version: str, part: int | str) -> str:
-    return f"churn:{version}:{part}"
-
-
-def bucket_of(customer_id: str, buckets: int) -> int:
-    return zlib.crc32(customer_id.encode()) % buckets
-
-
-def run_script(client: redis.Redis, script: str, *arguments: str | bytes | int) -> list[str]:
-    reply: Any = client.eval(script, 1, POINTER, *arguments)
-    return [part.decode() for part in reply]

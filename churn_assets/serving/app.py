@@ -1,7 +1,7 @@
 """The service put together: its operations, its page, and what runs beside the requests.
 
-A watcher looks every second for a new version, a new champion and an online store that went away or
-came back.
+A watcher looks every second for a new version, a new champion, an online store that went away or
+came back, and a state folder that was replaced.
 
 The operations are in `routes`, and what they share is in `service`.
 

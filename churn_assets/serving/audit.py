@@ -3,6 +3,7 @@
 Grain of the table: one row per request and customer. Files are
 `CHURN_HOME/serving/audit/<UTC day>.jsonl`, shared by all workers: each line is one append. A read
 that cannot be recorded is not answered. Deleting old days is the operator's retention policy.
+Whoever deletes the folder deletes the past only: the next read makes it again.
 """
 
 import datetime as dt
@@ -14,6 +15,7 @@ from pathlib import Path
 from pydantic_core import to_json
 
 from churn_assets.cutoffs import utc_now
+from churn_assets.serving.held import leads_to, let_go
 from churn_assets.stores.sql import quoted
 
 COLUMNS = {
@@ -38,10 +40,10 @@ class AuditLog:
 
     def __init__(self, home: Path) -> None:
         self._folder = folder(home)
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        self._day: dt.date | None = None
-        self._file = -1
+        self._file: int | None = None
+        home.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
 
     def record(
         self,
@@ -72,19 +74,23 @@ class AuditLog:
         # The line feed comes first, so that a line that a full disk cut short ends before this one.
         text = b"\n" + to_json(line)
         with self._lock:
-            if self._day != now.date():
+            path = self._folder / f"{now.date()}.jsonl"
+            if self._file is None or not leads_to(path, self._file):
                 self.close()
-                path = self._folder / f"{now.date()}.jsonl"
+                self._make_folder()
                 self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-                self._day = now.date()
             # One write call, so that lines of several workers do not interleave.
             if os.write(self._file, text) != len(text):
                 raise OSError("the disk is full")
 
     def close(self) -> None:
-        if self._day:
-            os.close(self._file)
-            self._day = None
+        let_go(self._file)
+        self._file = None
+
+    def _make_folder(self) -> None:
+        """Not the state folder: one that was deleted is for the operator to make again."""
+        for made in (self._folder.parent, self._folder):
+            made.mkdir(mode=0o700, exist_ok=True)
 
 
 def audit_query(home: Path) -> str:

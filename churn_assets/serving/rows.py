@@ -6,6 +6,9 @@ into memory, so that all workers share one copy. While the online store is away,
 looked up there and the answer says `stale`. It also answers for rows that the live version has lost
 (a server that evicts, or restarted empty). All rows of one answer come from one version.
 
+One `Rows` is of one state folder: `service` makes another where the folder was replaced. The
+private server and the snapshots within the folder may be deleted while it lives.
+
 The online store is read on the event loop, where a read takes 0.1 ms. What makes that safe is that
 a server which does not answer within `READ_SECONDS` is away from then on, until the watcher, in a
 thread of its own, sees it answer again.
@@ -18,16 +21,15 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from churn_assets.online.io_manager import connect
+from churn_assets.online.io_manager import open_to_read
 from churn_assets.online.rows import OnlineStoreError
-from churn_assets.online.server import ServerError
+from churn_assets.online.server import ServerError, lock_file
 from churn_assets.online.store import OnlineStore, read_version
-from churn_assets.online.versions import OnlineVersion
-
-if TYPE_CHECKING:
-    import redis
+from churn_assets.online.versions import Namespace, OnlineVersion
+from churn_assets.serving.held import hold, leads_to, let_go
+from churn_assets.stores.identity import Identity
 
 # A read over a network takes about 1 ms. Longer than this, the snapshot is the better answer.
 READ_SECONDS = 0.25
@@ -78,17 +80,25 @@ class Snapshot:
 
 
 class Rows:
-    """Looks customers up. `watch` is called now and then by a thread, `read` by any."""
+    """Looks customers up. `watch` is called now and then by a thread, `read` by any.
 
-    def __init__(self, home: Path, url: str | None) -> None:
+    Args:
+        home: The state folder.
+        url: The server; None for the private one.
+        identity: Of the installation; None where there is none to serve.
+        away: Why nothing can be read yet.
+    """
+
+    def __init__(self, home: Path, url: str | None, identity: Identity | None, away: str) -> None:
         self._home = home
         self._url = url
+        self._identity = identity
         self._folder = home / "serving"
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._client: redis.Redis | None = None
+        self._namespace: Namespace | None = None
         self._store: OnlineStore | None = None
-        self.away = "it was not looked for yet"
-        self.snapshot = self._newest_snapshot()
+        self._server: int | None = None
+        self.away = away
+        self.snapshot = self._newest_snapshot() if identity else None
 
     @property
     def cutoff(self) -> dt.date | None:
@@ -129,21 +139,28 @@ class Rows:
         return any(self.snapshot.get_many(missing))
 
     def watch(self) -> None:
-        """See whether the online store answers, and take a snapshot of a version that is new."""
+        """See whether the online store answers, and take a snapshot of a version that has none."""
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
+        if self._identity is None:
+            return
+        lock = lock_file(self._home)
+        if not self._url and not leads_to(lock, self._server):
+            self.close()  # what is connected is a server whose files were deleted
         try:
-            if self._client is None:
-                self._client = connect(
+            if self._namespace is None:
+                self._namespace = open_to_read(
                     self._home,
                     self._url,
+                    self._identity,
                     socket_timeout=READ_SECONDS,
                     socket_connect_timeout=READ_SECONDS,
                     retry=Retry(NoBackoff(), 1),  # for a connection that the server closed as idle
                 )
-            store = self._store or OnlineStore(self._client)
+                self._server = None if self._url else hold(lock)
+            store = self._store or OnlineStore(self._namespace)
             live = store.live()
         except (redis.RedisError, ServerError, OnlineStoreError) as error:
             self._give_up(error)
@@ -152,13 +169,18 @@ class Rows:
         if self._store is None:
             log.info("The online store answers.")
         self.away, self._store = "", store
-        if live and (self.snapshot is None or self.snapshot.version != live.version):
+        if live and not (
+            self.snapshot
+            and self.snapshot.version == live.version
+            and self._path(live.version).exists()
+        ):
             self.snapshot = self._take_snapshot(live.version)
 
     def close(self) -> None:
-        if self._client:
-            self._client.close()
-            self._client = None
+        """Let go of the server. A request that is reading goes on, and its connection ends then."""
+        self._store = self._namespace = None
+        let_go(self._server)
+        self._server = None
 
     def _give_up(self, error: Exception) -> None:
         if self._store:
@@ -172,13 +194,14 @@ class Rows:
         import pyarrow as pa
         from pyarrow import feather
 
-        path = self._folder / f"{version}.arrow"
+        path = self._path(version)
         staged = self._folder / f"{uuid.uuid4().hex}.tmp"
         try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
             snapshot = _open(path)
             if snapshot is None:
-                assert self._client
-                table = read_version(self._client, version)
+                assert self._namespace
+                table = read_version(self._namespace, version)
                 feather.write_feather(table, str(staged), compression="uncompressed")
                 staged.replace(path)
                 snapshot = Snapshot(path)
@@ -192,6 +215,9 @@ class Rows:
             staged.unlink(missing_ok=True)
         log.info("The snapshot of version %s is ready.", version)
         return snapshot
+
+    def _path(self, version: str) -> Path:
+        return self._folder / f"{version}.arrow"
 
     def _snapshots(self) -> list[Path]:
         """The snapshot files, the one last seen live first."""

@@ -3,10 +3,15 @@
 Every read of a customer goes through `Session.read` or `Session.read_one`. These charge the
 caller's rate, look the rows up and record the read in the audit log before anything is answered.
 
+Everything that a worker knows of the state folder is in a `StateFolder`. When another folder takes
+its place, another `StateFolder` does too, so nothing of the old one is served on. A service never
+makes a state folder that is gone: who restores one would find a folder in its place.
+
 What is read and answered for a path is in `routes`.
 """
 
 import logging
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +21,7 @@ from fastapi import HTTPException, Request
 from fastapi.security import HTTPBearer
 
 from churn_assets.cutoffs import midnight, utc_now
-from churn_assets.features import feature_columns, feature_groups, sensitive_features
+from churn_assets.features import Groups, feature_columns, feature_groups, sensitive_features
 from churn_assets.models.artefacts import ModelStore
 from churn_assets.models.metrics import Economics
 from churn_assets.operations.installation import offline_store
@@ -24,11 +29,53 @@ from churn_assets.serving import schemas, telemetry
 from churn_assets.serving.access import Access, Caller, RateLimit
 from churn_assets.serving.audit import AuditLog
 from churn_assets.serving.batching import Batcher
+from churn_assets.serving.held import hold, leads_to, let_go
 from churn_assets.serving.rows import Found, Row, Rows
 from churn_assets.serving.scoring import LiveChampion, LiveModel
 from churn_assets.settings import Settings
+from churn_assets.stores.identity import FILE, AnotherInstallation, refuse_another
 
 log = logging.getLogger(__name__)
+
+
+class StateFolder:
+    """What a worker knows of the state folder that it found.
+
+    Args:
+        settings: Of the service. A folder that was made with others is not served.
+        groups: The feature groups.
+    """
+
+    def __init__(self, settings: Settings, groups: Groups) -> None:
+        self._file = settings.home / FILE
+        self._held = hold(self._file)
+        try:
+            self._identity = refuse_another(settings)
+            away = "it was not looked for yet" if self._identity else "nothing was published yet"
+        except AnotherInstallation as error:
+            self._identity, away = None, "the state folder cannot be used; the log says why"
+            log.error("%s", error)
+        self.rows = Rows(settings.home, settings.redis_url, self._identity, away)
+        self.champion = LiveChampion(
+            ModelStore(settings.home),
+            groups,
+            settings.lookback_days,
+            Economics.of(settings).threshold,
+        )
+
+    def is_there(self) -> bool:
+        """Whether it was neither deleted nor replaced nor given another name since."""
+        return leads_to(self._file, self._held)
+
+    def watch(self) -> None:
+        """Follow the online store and the choice of champion."""
+        if self._identity:
+            self.rows.watch()
+            self.champion.watch()
+
+    def close(self) -> None:
+        self.rows.close()
+        let_go(self._held)
 
 
 class Service:
@@ -41,24 +88,27 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.access = Access.from_settings(settings)
         self.rate_limit = RateLimit(settings.rate_limit)
-        self.rows = Rows(settings.home, settings.redis_url)
         self.audit = AuditLog(settings.home)
         self.groups = feature_groups(settings.review_vectors)
         self.feature_names = [column.name for column in feature_columns(self.groups)]
         sensitive = sensitive_features(self.groups)
         self.sensitive_names = [name for name in self.feature_names if name in sensitive]
         self.plain_names = [name for name in self.feature_names if name not in sensitive]
-        self.champion = LiveChampion(
-            ModelStore(settings.home),
-            self.groups,
-            settings.lookback_days,
-            Economics.of(settings).threshold,
-        )
         self.offline = offline_store(settings)
         self.calendar = settings.calendar()
         self.refreshing = threading.Lock()
         self.find = Batcher(self._find)
         self.score = Batcher(self._score)
+        self._settings = settings
+        self._state = StateFolder(settings, self.groups)
+
+    @property
+    def rows(self) -> Rows:
+        return self._state.rows
+
+    @property
+    def champion(self) -> LiveChampion:
+        return self._state.champion
 
     def _find(self, customer_ids: Sequence[str]) -> list[Found]:
         found = self.rows.read(customer_ids)
@@ -76,17 +126,27 @@ class Service:
         return self.champion.model
 
     def watch(self) -> None:
-        """Follow the online store and the choice of champion, and set the metrics about them."""
-        before = self.champion.model
-        self.rows.watch()
-        self.champion.watch()
+        """Follow the state folder, the online store and the choice of champion, and set the
+        metrics about them.
+        """
+        before, state = self.champion.model, self._state
+        if not state.is_there():
+            log.warning("Another state folder is in the place of the one before; it is served now.")
+            state = StateFolder(self._settings, self.groups)
+        state.watch()
+        if state is not self._state:
+            self._state.close()
+            self._state = state
         telemetry.ONLINE_UP.set(not self.rows.away)
-        if cutoff := self.rows.cutoff:
-            telemetry.CUTOFF_AGE.set((utc_now() - midnight(cutoff)).total_seconds())
-        if (model := self.champion.model) and model is not before:
-            if before:
-                telemetry.MODEL_INFO.labels(before.manifest.model, before.manifest.version).set(0)
-            telemetry.MODEL_INFO.labels(model.manifest.model, model.manifest.version).set(1)
+        cutoff = self.rows.cutoff
+        age = (utc_now() - midnight(cutoff)).total_seconds() if cutoff else math.nan
+        telemetry.CUTOFF_AGE.set(age)
+        model = self.champion.model
+        if model is not before:
+            for shown, value in ((before, 0), (model, 1)):
+                if shown:
+                    manifest = shown.manifest
+                    telemetry.MODEL_INFO.labels(manifest.model, manifest.version).set(value)
 
     def readiness(self) -> schemas.Readiness:
         """Whether rows can be served and scored. A service that answers from a snapshot can."""
@@ -100,7 +160,7 @@ class Service:
         return schemas.Readiness(ready=bool(model and snapshot), checks=checks)
 
     def close(self) -> None:
-        self.rows.close()
+        self._state.close()
         self.audit.close()
 
 

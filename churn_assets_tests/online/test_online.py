@@ -31,6 +31,7 @@ from benchmarks.torture import FORK, forked
 from churn_assets.online import publishing, rows, server, versions
 from churn_assets.online import store as online
 
+NAME = "shop"
 CUTOFF = date(2026, 1, 1)
 CUSTOMERS = [f"C{i:03d}" for i in range(300)]
 
@@ -42,12 +43,16 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.stop(home)
 
 
+def at(url: str, name: str = NAME) -> versions.Namespace:
+    return versions.Namespace(redis.Redis.from_url(url), name)
+
+
 @pytest.fixture
-def client(url: str) -> Iterator[redis.Redis]:
-    client = redis.Redis.from_url(url)
-    client.flushall()
-    yield client
-    client.close()
+def namespace(url: str) -> Iterator[versions.Namespace]:
+    namespace = at(url)
+    namespace.client.flushall()
+    yield namespace
+    namespace.client.close()
 
 
 @pytest.fixture
@@ -67,8 +72,11 @@ def edition_cutoff(edition: int) -> date:
     return CUTOFF + timedelta(days=edition // 2)
 
 
-def publish_edition(client: redis.Redis, edition: int, **options: int) -> publishing.Published:
-    return publishing.publish(client, edition_table(edition), edition_cutoff(edition), **options)
+def publish_edition(
+    namespace: versions.Namespace, edition: int, newest: date = date.max, **options: int
+) -> publishing.Published:
+    table, cutoff = edition_table(edition), edition_cutoff(edition)
+    return publishing.publish(namespace, table, cutoff, newest=newest, **options)
 
 
 def live_edition(found: list[dict[str, Any] | None]) -> int:
@@ -164,14 +172,14 @@ def test_a_row_of_another_kind_is_refused(
     codec, _ = rows.RowCodec.encode(pa.table({"x": [1]}), CUTOFF)
     _, packed = rows.RowCodec.encode(pa.table(features), cutoff)
     row = packed[0].as_py()
-    with pytest.raises(rows.OnlineStoreError, match="Delete the churn"):
+    with pytest.raises(rows.OnlineStoreError, match="Delete its keys, churn"):
         codec.decode(row[: len(row) - cut])
 
 
 # --------------------------------------------------------------------------- publishing and reading
 
 
-def test_what_is_published_is_read(client: redis.Redis) -> None:
+def test_what_is_published_is_read(namespace: versions.Namespace) -> None:
     table = pa.table(
         {
             "customer_id": ["b", "ä", "a"],
@@ -180,122 +188,165 @@ def test_what_is_published_is_read(client: redis.Redis) -> None:
             "name": [None, "", "é"],
         }
     )
-    published = publishing.publish(client, table, CUTOFF)
-    store = online.OnlineStore(client)
+    published = publishing.publish(namespace, table, CUTOFF, newest=date.max)
+    store = online.OnlineStore(namespace)
     assert (published.published, published.rows) == (True, 3)
     assert store.get("ä") == {"customer_id": "ä", "cutoff": CUTOFF, "score": None, "name": ""}
     assert store.get_many(["x", "b"]) == [None, table.slice(0, 1).to_pylist()[0]]
     assert store.get_many([]) == []
-    assert online.read_version(client).equals(table.sort_by("customer_id"))
-    assert online.read_version(client, published.version).num_rows == 3
+    assert online.read_version(namespace).equals(table.sort_by("customer_id"))
+    assert online.read_version(namespace, published.version).num_rows == 3
     live = store.live()
     assert live and (live.version, live.rows, live.cutoff) == (published.version, 3, CUTOFF)
 
 
-def test_before_the_first_version_there_is_nobody(client: redis.Redis) -> None:
-    store = online.OnlineStore(client)
+def test_before_the_first_version_there_is_nobody(namespace: versions.Namespace) -> None:
+    store = online.OnlineStore(namespace)
     assert (store.live(), store.get("a"), store.get_many(["a", "b"])) == (None, None, [None, None])
     with pytest.raises(rows.OnlineStoreError, match="none is live"):
-        online.read_version(client)
+        online.read_version(namespace)
     with pytest.raises(rows.OnlineStoreError, match="no version to roll back to"):
-        publishing.roll_back(client)
+        publishing.roll_back(namespace)
 
 
-def test_who_left_is_gone_and_what_became_null_is_none(client: redis.Redis) -> None:
-    store = online.OnlineStore(client)
-    publishing.publish(client, pa.table({"customer_id": ["a", "b"], "x": [1, 2]}), CUTOFF)
+def test_who_left_is_gone_and_what_became_null_is_none(namespace: versions.Namespace) -> None:
+    store = online.OnlineStore(namespace)
+    publishing.publish(
+        namespace, pa.table({"customer_id": ["a", "b"], "x": [1, 2]}), CUTOFF, newest=date.max
+    )
     assert store.get_many(["a", "b"])[1] == {"customer_id": "b", "cutoff": CUTOFF, "x": 2}
     later = pa.table({"customer_id": ["a"], "x": pa.array([None], pa.int64())})
-    publishing.publish(client, later, date(2026, 1, 2))
+    publishing.publish(namespace, later, date(2026, 1, 2), newest=date.max)
     row = {"customer_id": "a", "cutoff": date(2026, 1, 2), "x": None}
     assert store.get_many(["a", "b"]) == [row, None]
-    publishing.publish(client, later.slice(0, 0), date(2026, 1, 3))
+    publishing.publish(namespace, later.slice(0, 0), date(2026, 1, 3), newest=date.max)
     assert store.get("a") is None
-    assert online.read_version(client).num_rows == 0
+    assert online.read_version(namespace).num_rows == 0
 
 
 def test_older_cutoffs_are_refused_corrections_accepted_repeats_do_nothing(
-    client: redis.Redis,
+    namespace: versions.Namespace,
 ) -> None:
-    first = publish_edition(client, 2)
-    uploads = client.hget(versions.POINTER, "uploads")
-    older = publish_edition(client, 1)
-    assert client.hget(versions.POINTER, "uploads") == uploads
+    first = publish_edition(namespace, 2)
+    uploads = namespace.client.hget(namespace.pointer, "uploads")
+    older = publish_edition(namespace, 1)
+    assert namespace.client.hget(namespace.pointer, "uploads") == uploads
     assert (older.published, older.version) == (False, first.version)
     assert "newer cutoff is live" in older.reason
-    before = client.dbsize()
-    repeat = publish_edition(client, 2)
+    before = namespace.client.dbsize()
+    repeat = publish_edition(namespace, 2)
     assert (repeat.published, repeat.version) == (True, first.version)
-    assert client.dbsize() == before
-    correction = publish_edition(client, 3)
+    assert namespace.client.dbsize() == before
+    correction = publish_edition(namespace, 3)
     assert edition_cutoff(3) == edition_cutoff(2)
     assert correction.published
-    assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 3
+    assert live_edition(online.OnlineStore(namespace).get_many(CUSTOMERS)) == 3
 
 
-def test_two_versions_are_retained_without_expiry(client: redis.Redis) -> None:
-    versions = [publish_edition(client, edition).version for edition in (2, 4, 6)]
-    assert_only_retained_keys(client)
-    assert online.read_version(client, versions[1])["edition"][0].as_py() == 4
+def test_a_live_cutoff_that_does_not_exist_yet_refuses_nothing(
+    namespace: versions.Namespace,
+) -> None:
+    store, newest = online.OnlineStore(namespace), edition_cutoff(4)
+    publish_edition(namespace, 2)
+    future = publish_edition(namespace, 6)
+    assert not publish_edition(namespace, 4, newest=edition_cutoff(6)).published
+    right = publish_edition(namespace, 4, newest=newest)
+    assert right.published
+    assert "a clock was ahead" in right.reason
+    assert live_edition(store.get_many(CUSTOMERS)) == 4
+    assert not publish_edition(namespace, 2, newest=newest).published
+    assert publishing.roll_back(namespace) == future.version
+    again = publish_edition(namespace, 4, newest=newest)  # it is retained
+    assert (again.version, again.uploaded) == (right.version, 0)
+    assert "a clock was ahead" in again.reason
+    assert_only_retained_keys(namespace)
+    assert publish_edition(namespace, 6, newest=edition_cutoff(6)).published  # the time has come
+
+
+def test_a_publisher_whose_clock_is_right_overtakes_one_whose_clock_is_ahead(
+    namespace: versions.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is ahead flips while the other uploads."""
+    write = publishing._Upload.write
+
+    def overtaken(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(publishing._Upload, "write", write)
+        publish_edition(namespace, 6)
+        write(*arguments, **options)
+
+    monkeypatch.setattr(publishing._Upload, "write", overtaken)
+    outcome = publish_edition(namespace, 4, newest=edition_cutoff(4))
+    assert outcome.published
+    assert live_edition(online.OnlineStore(namespace).get_many(CUSTOMERS)) == 4
+
+
+def test_two_versions_are_retained_without_expiry(namespace: versions.Namespace) -> None:
+    versions = [publish_edition(namespace, edition).version for edition in (2, 4, 6)]
+    assert_only_retained_keys(namespace)
+    assert online.read_version(namespace, versions[1])["edition"][0].as_py() == 4
     with pytest.raises(rows.OnlineStoreError, match="is not retained"):
-        online.read_version(client, versions[0])
+        online.read_version(namespace, versions[0])
 
 
-def assert_only_retained_keys(client: redis.Redis) -> None:
-    fields: Any = client.hgetall(versions.POINTER).items()
+def assert_only_retained_keys(namespace: versions.Namespace) -> None:
+    fields: Any = namespace.client.hgetall(namespace.pointer).items()
     pointer = {name.decode(): value.decode() for name, value in fields}
     retained = {pointer["current"], pointer["previous"]}
-    keys = {key.decode() for key in client.scan_iter(count=1000)} - {versions.POINTER}
-    assert {key.split(":")[1] for key in keys} == retained
-    assert {client.ttl(key) for key in keys} == {-1}
+    keys = {key.decode() for key in namespace.client.scan_iter(count=1000)} - {namespace.pointer}
+    assert {key.split(":")[2] for key in keys} == retained
+    assert {namespace.client.ttl(key) for key in keys} == {-1}
     uploads = {name.removeprefix("upload:") for name in pointer if name.startswith("upload:")}
     assert uploads == retained
 
 
-def test_rollback_swaps_and_the_newer_cutoff_may_be_published_again(client: redis.Redis) -> None:
-    store = online.OnlineStore(client)
-    good, bad = publish_edition(client, 2), publish_edition(client, 4)
-    assert publishing.roll_back(client) == good.version
+def test_rollback_swaps_and_the_newer_cutoff_may_be_published_again(
+    namespace: versions.Namespace,
+) -> None:
+    store = online.OnlineStore(namespace)
+    good, bad = publish_edition(namespace, 2), publish_edition(namespace, 4)
+    assert publishing.roll_back(namespace) == good.version
     assert live_edition(store.get_many(CUSTOMERS)) == 2
-    assert publishing.roll_back(client) == bad.version
-    publishing.roll_back(client)
-    again = publish_edition(client, 4)
+    assert publishing.roll_back(namespace) == bad.version
+    publishing.roll_back(namespace)
+    again = publish_edition(namespace, 4)
     assert (again.published, again.version) == (True, bad.version)
     assert live_edition(store.get_many(CUSTOMERS)) == 4
-    publishing.roll_back(client)
-    publish_edition(client, 5)  # a correction instead
+    publishing.roll_back(namespace)
+    publish_edition(namespace, 5)  # a correction instead
     assert live_edition(store.get_many(CUSTOMERS)) == 5
-    assert_only_retained_keys(client)
+    assert_only_retained_keys(namespace)
 
 
-def test_a_reader_with_a_version_that_was_deleted_moves_on(client: redis.Redis) -> None:
-    publish_edition(client, 2)
-    store = online.OnlineStore(client)
+def test_a_reader_with_a_version_that_was_deleted_moves_on(namespace: versions.Namespace) -> None:
+    publish_edition(namespace, 2)
+    store = online.OnlineStore(namespace)
     assert live_edition(store.get_many(CUSTOMERS)) == 2
     for edition in (4, 6, 8):
-        publish_edition(client, edition)
+        publish_edition(namespace, edition)
     assert live_edition(store.get_many(CUSTOMERS)) == 8
 
 
 def test_a_format_of_another_release_is_refused(
-    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    namespace: versions.Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish_edition(client, 2)
+    publish_edition(namespace, 2)
     monkeypatch.setattr(rows, "FORMAT", 2)
     with pytest.raises(rows.OnlineStoreError, match="format 1, this code reads format 2"):
-        online.OnlineStore(client).get("C001")
+        online.OnlineStore(namespace).get("C001")
 
 
 @pytest.mark.parametrize("ids", [["a", "a"], ["a", None]])
-def test_one_row_per_customer(client: redis.Redis, ids: list[str | None]) -> None:
+def test_one_row_per_customer(namespace: versions.Namespace, ids: list[str | None]) -> None:
     with pytest.raises(rows.OnlineStoreError, match="1 rows have no customer_id"):
-        publishing.publish(client, pa.table({"customer_id": ids, "x": [1, 2]}), CUTOFF)
+        publishing.publish(
+            namespace, pa.table({"customer_id": ids, "x": [1, 2]}), CUTOFF, newest=date.max
+        )
 
 
-def test_one_cutoff_per_version(client: redis.Redis) -> None:
+def test_one_cutoff_per_version(namespace: versions.Namespace) -> None:
     table = pa.table({"customer_id": ["a"], "cutoff": [CUTOFF], "x": [1]})
     with pytest.raises(rows.OnlineStoreError, match="2026-01-01"):
-        publishing.publish(client, table, date(2026, 1, 2))
+        publishing.publish(namespace, table, date(2026, 1, 2), newest=date.max)
 
 
 @pytest.mark.parametrize(
@@ -303,66 +354,66 @@ def test_one_cutoff_per_version(client: redis.Redis) -> None:
     [(4, 6, False, 0), (4, 4, True, 0), (4, 2, True, 2)],
 )
 def test_a_publisher_that_is_overtaken_while_it_uploads(
-    client: redis.Redis,
+    namespace: versions.Namespace,
     monkeypatch: pytest.MonkeyPatch,
     edition: int,
     overtaken_by: int,
     published: bool,
     retained: int,
 ) -> None:
-    publish_edition(client, 0)
-    upload = publishing._upload
+    publish_edition(namespace, 0)
+    write = publishing._Upload.write
 
-    def overtaken(*arguments: Any) -> None:
-        monkeypatch.setattr(publishing, "_upload", upload)
-        publish_edition(client, overtaken_by)
-        upload(*arguments)
+    def overtaken(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(publishing._Upload, "write", write)
+        publish_edition(namespace, overtaken_by)
+        write(*arguments, **options)
 
-    monkeypatch.setattr(publishing, "_upload", overtaken)
-    outcome = publish_edition(client, edition)
+    monkeypatch.setattr(publishing._Upload, "write", overtaken)
+    outcome = publish_edition(namespace, edition)
     assert outcome.published is published
-    assert_only_retained_keys(client)
-    store = online.OnlineStore(client)
+    assert_only_retained_keys(namespace)
+    store = online.OnlineStore(namespace)
     assert live_edition(store.get_many(CUSTOMERS)) == max(edition, overtaken_by)
-    publishing.roll_back(client)
+    publishing.roll_back(namespace)
     assert live_edition(store.get_many(CUSTOMERS)) == retained
 
 
 def test_an_upload_past_its_deadline_never_goes_live(
-    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    namespace: versions.Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish_edition(client, 2)
-    upload = publishing._upload
+    publish_edition(namespace, 2)
+    write = publishing._Upload.write
 
-    def slow(*arguments: Any) -> None:
-        upload(*arguments)
+    def slow(*arguments: Any, **options: Any) -> None:
+        write(*arguments, **options)
         time.sleep(1.1)
 
-    monkeypatch.setattr(publishing, "_upload", slow)
+    monkeypatch.setattr(publishing._Upload, "write", slow)
     with pytest.raises(rows.OnlineStoreError, match="took longer than 1 s"):
-        publish_edition(client, 4, upload_seconds=1)
-    assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 2
-    assert not any(b":2026-01-03" in key for key in client.scan_iter(count=1000))
+        publish_edition(namespace, 4, upload_seconds=1)
+    assert live_edition(online.OnlineStore(namespace).get_many(CUSTOMERS)) == 2
+    assert not any(b":2026-01-03" in key for key in namespace.client.scan_iter(count=1000))
 
 
 def test_a_killed_sync_is_taken_over_and_only_what_is_missing_is_sent(
-    client: redis.Redis, url: str, monkeypatch: pytest.MonkeyPatch
+    namespace: versions.Namespace, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "ROWS_PER_BUCKET", 20)
     # A bucket at a time: two threads send, so several kills may find as much sent.
     monkeypatch.setattr(publishing, "ROWS_PER_ROUND_TRIP", 20)
     sent = set()
     for last in range(100):
-        client.flushall()
-        publish_edition(client, 2)
+        namespace.client.flushall()
+        publish_edition(namespace, 2)
         child = forked(publish_until_command, url, 4, last, publishing.UPLOAD_SECONDS)
         child.join()
-        uploads: Any = client.hget(versions.POINTER, "uploads")
-        published = publish_edition(client, 4)
-        assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 4
-        assert_only_retained_keys(client)
+        uploads: Any = namespace.client.hget(namespace.pointer, "uploads")
+        published = publish_edition(namespace, 4)
+        assert live_edition(online.OnlineStore(namespace).get_many(CUSTOMERS)) == 4
+        assert_only_retained_keys(namespace)
         if last:
-            assert client.hget(versions.POINTER, "uploads") == uploads
+            assert namespace.client.hget(namespace.pointer, "uploads") == uploads
         sent.add(published.uploaded)
         if child.exitcode == 0:
             break
@@ -373,13 +424,13 @@ def test_a_killed_sync_is_taken_over_and_only_what_is_missing_is_sent(
 
 @pytest.mark.parametrize(("seconds", "uploaded"), [(7000, 0), (7300, 200)])
 def test_an_upload_with_too_little_time_left_is_left_to_expire(
-    client: redis.Redis, monkeypatch: pytest.MonkeyPatch, seconds: int, uploaded: int
+    namespace: versions.Namespace, monkeypatch: pytest.MonkeyPatch, seconds: int, uploaded: int
 ) -> None:
-    monkeypatch.setattr(publishing, "_keep", stopped)
+    monkeypatch.setattr(publishing._Upload, "keep", stopped)
     with pytest.raises(KeyboardInterrupt):
-        publish_edition(client, 2, upload_seconds=3600)
+        publish_edition(namespace, 2, upload_seconds=3600)
     monkeypatch.undo()
-    assert publish_edition(client, 2, upload_seconds=seconds).uploaded == uploaded
+    assert publish_edition(namespace, 2, upload_seconds=seconds).uploaded == uploaded
 
 
 def stopped(*_: Any) -> bool:
@@ -387,100 +438,101 @@ def stopped(*_: Any) -> bool:
 
 
 def test_two_publishers_of_equal_content_do_not_harm_each_other(
-    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    namespace: versions.Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The slower one writes again what the faster one has made permanent, and dies."""
-    sizes = publishing._sizes
+    missing = publishing._Upload.missing
 
-    def overtaken(*arguments: Any) -> list[int]:
-        missing = sizes(*arguments)
-        monkeypatch.setattr(publishing, "_sizes", sizes)
-        monkeypatch.setattr(publishing, "_upload", upload)
-        publish_edition(client, 2)
-        monkeypatch.setattr(publishing, "_keep", stopped)
-        return missing
+    def overtaken(upload: publishing._Upload) -> list[str | int]:
+        found = missing(upload)
+        monkeypatch.setattr(publishing._Upload, "missing", missing)
+        monkeypatch.setattr(publishing._Upload, "write", write)
+        publish_edition(namespace, 2)
+        monkeypatch.setattr(publishing._Upload, "keep", stopped)
+        return found
 
-    upload = publishing._upload
-    monkeypatch.setattr(publishing, "_sizes", overtaken)
+    write = publishing._Upload.write
+    monkeypatch.setattr(publishing._Upload, "missing", overtaken)
     with pytest.raises(KeyboardInterrupt):
-        publish_edition(client, 2)
-    assert {client.ttl(key) for key in client.scan_iter(count=1000)} == {-1}
-    assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 2
+        publish_edition(namespace, 2)
+    assert {namespace.client.ttl(key) for key in namespace.client.scan_iter(count=1000)} == {-1}
+    assert live_edition(online.OnlineStore(namespace).get_many(CUSTOMERS)) == 2
 
 
 def test_keys_written_for_a_version_that_is_deleted_already_do_not_stay(
-    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    namespace: versions.Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload = publishing._upload
+    write = publishing._Upload.write
 
-    def overtaken(*arguments: Any) -> None:
+    def overtaken(*arguments: Any, **options: Any) -> None:
         monkeypatch.undo()
         for edition in (2, 4, 6):  # the same content goes live, is retained, and deleted
-            publish_edition(client, edition)
-        upload(*arguments)
+            publish_edition(namespace, edition)
+        write(*arguments, **options)
 
-    monkeypatch.setattr(publishing, "_upload", overtaken)
-    assert not publish_edition(client, 2).published
-    names: Any = client.hkeys(versions.POINTER)
+    monkeypatch.setattr(publishing._Upload, "write", overtaken)
+    assert not publish_edition(namespace, 2).published
+    names: Any = namespace.client.hkeys(namespace.pointer)
     (field,) = (name for name in names if name.startswith(b"deleted:"))
-    assert any(key.startswith(b"churn:" + field[8:]) for key in client.scan_iter(count=1000))
-    publish_edition(client, 8)
-    assert client.hexists(versions.POINTER, field)
-    client.hset(versions.POINTER, field, "2:1")  # its deadline passes
-    publish_edition(client, 10)
-    assert_only_retained_keys(client)
-    assert not client.hexists(versions.POINTER, field)
+    assert any(
+        key.startswith(b"churn:shop:" + field[8:]) for key in namespace.client.scan_iter(count=1000)
+    )
+    publish_edition(namespace, 8)
+    assert namespace.client.hexists(namespace.pointer, field)
+    namespace.client.hset(namespace.pointer, field, "2:1")  # its deadline passes
+    publish_edition(namespace, 10)
+    assert_only_retained_keys(namespace)
+    assert not namespace.client.hexists(namespace.pointer, field)
 
 
 def test_an_upload_that_others_published_and_replaced_is_no_error(
-    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    namespace: versions.Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish_edition(client, 2)
-    keep = publishing._keep
+    publish_edition(namespace, 2)
+    keep = publishing._Upload.keep
 
-    def overtaken(client: redis.Redis, manifest: versions.OnlineVersion) -> bool:
-        whole = keep(client, manifest)
+    def overtaken(upload: publishing._Upload) -> None:
+        keep(upload)
         monkeypatch.undo()
         for edition in (4, 6, 8):
-            publish_edition(client, edition)
-        return whole
+            publish_edition(namespace, edition)
 
-    monkeypatch.setattr(publishing, "_keep", overtaken)
-    assert not publish_edition(client, 4).published
-    assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 8
+    monkeypatch.setattr(publishing._Upload, "keep", overtaken)
+    assert not publish_edition(namespace, 4).published
+    assert live_edition(online.OnlineStore(namespace).get_many(CUSTOMERS)) == 8
 
 
 def test_a_version_that_lost_a_row_never_goes_live(
-    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    namespace: versions.Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish_edition(client, 2)
-    keep = publishing._keep
+    publish_edition(namespace, 2)
+    keep = publishing._Upload.keep
 
-    def evicting(client: redis.Redis, manifest: versions.OnlineVersion) -> bool:
-        client.delete(manifest.bucket_key(CUSTOMERS[0]))
-        return keep(client, manifest)
+    def evicting(upload: publishing._Upload) -> None:
+        namespace.client.delete(upload._key(upload.version.bucket(CUSTOMERS[0])))
+        keep(upload)
 
-    monkeypatch.setattr(publishing, "_keep", evicting)
+    monkeypatch.setattr(publishing._Upload, "keep", evicting)
     with pytest.raises(rows.OnlineStoreError, match="the server evicts keys"):
-        publish_edition(client, 4)
-    assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 2
+        publish_edition(namespace, 4)
+    assert live_edition(online.OnlineStore(namespace).get_many(CUSTOMERS)) == 2
 
 
 def test_a_version_with_another_row_than_was_sent_never_goes_live(
-    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    namespace: versions.Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish_edition(client, 2)
-    upload = publishing._upload
+    publish_edition(namespace, 2)
+    write = publishing._Upload.write
 
-    def overwritten(client: redis.Redis, manifest: versions.OnlineVersion, *arguments: Any) -> None:
-        upload(client, manifest, *arguments)
+    def overwritten(upload: publishing._Upload, *arguments: Any, **options: Any) -> None:
+        write(upload, *arguments, **options)
         id_ = edition_table(4)[0][0].as_py()
-        client.hset(manifest.bucket_key(id_), id_, b"something else")
+        namespace.client.hset(upload._key(upload.version.bucket(id_)), id_, b"something else")
 
-    monkeypatch.setattr(publishing, "_upload", overwritten)
-    with pytest.raises(rows.OnlineStoreError, match="1 of 2 rows that were read back"):
-        publish_edition(client, 4)
-    assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 2
+    monkeypatch.setattr(publishing._Upload, "write", overwritten)
+    with pytest.raises(rows.OnlineStoreError, match="has others than were sent"):
+        publish_edition(namespace, 4)
+    assert live_edition(online.OnlineStore(namespace).get_many(CUSTOMERS)) == 2
 
 
 # --------------------------------------------------------------------------- processes and kills
@@ -497,20 +549,20 @@ def publish_until_command(url: str, edition: int, last: int, upload_seconds: int
             os.kill(os.getpid(), signal.SIGKILL)
         send(self, *arguments, **options)
 
-    client = redis.Redis.from_url(url)
-    client.ping()
+    namespace = at(url)
+    namespace.client.ping()
     redis.connection.AbstractConnection.send_packed_command = counted  # type: ignore[method-assign]
-    publish_edition(client, edition, upload_seconds=upload_seconds)
+    publish_edition(namespace, edition, upload_seconds=upload_seconds)
 
 
 def test_a_sync_killed_at_any_command_leaves_a_whole_version(
-    client: redis.Redis, url: str, monkeypatch: pytest.MonkeyPatch
+    namespace: versions.Namespace, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "ROWS_PER_BUCKET", 20)
     monkeypatch.setattr(publishing, "ROWS_PER_ROUND_TRIP", 40)
-    publish_edition(client, 2)
-    publish_edition(client, 4)
-    store = online.OnlineStore(client)
+    publish_edition(namespace, 2)
+    publish_edition(namespace, 4)
+    store = online.OnlineStore(namespace)
     seen = []
     for last in range(100):
         child = forked(publish_until_command, url, 6, last)
@@ -519,36 +571,40 @@ def test_a_sync_killed_at_any_command_leaves_a_whole_version(
         if child.exitcode == 0:
             break
         assert child.exitcode == -signal.SIGKILL
-        listed = client.hkeys(versions.POINTER)
-        for key in client.scan_iter(count=1000):
-            version = key.split(b":")[1]
-            assert client.ttl(key) > 0 or key == b"churn:pointer" or b"upload:" + version in listed
+        listed = namespace.client.hkeys(namespace.pointer)
+        for key in namespace.client.scan_iter(count=1000):
+            version = key.split(b":")[2]
+            assert (
+                namespace.client.ttl(key) > 0
+                or key == namespace.pointer.encode()
+                or b"upload:" + version in listed
+            )
     assert len(seen) > 10
     assert seen == sorted(seen)
     assert set(seen) == {4, 6}
     time.sleep(1.1)
-    publish_edition(client, 8)
-    assert_only_retained_keys(client)
+    publish_edition(namespace, 8)
+    assert_only_retained_keys(namespace)
 
 
 def publish_on(url: str) -> None:
     """Publishes one edition after the other, from the live one on."""
-    client = redis.Redis.from_url(url)
-    (edition,) = set(online.read_version(client)["edition"].to_pylist())
+    namespace = at(url)
+    (edition,) = set(online.read_version(namespace)["edition"].to_pylist())
     while True:
         edition += 1
-        assert publish_edition(client, edition).published
+        assert publish_edition(namespace, edition).published
 
 
 def backfill(url: str, stop: Any) -> None:
-    client = redis.Redis.from_url(url)
+    namespace = at(url)
     while not stop.is_set():
-        assert not publish_edition(client, random.randrange(4)).published
+        assert not publish_edition(namespace, random.randrange(4)).published
         time.sleep(0.02)
 
 
 def read_on(url: str, stop: Any, editions: Any) -> None:
-    store = online.OnlineStore(redis.Redis.from_url(url))
+    store = online.OnlineStore(at(url))
     seen = [live_edition(store.get_many(CUSTOMERS))]
     while not stop.is_set():
         seen.append(live_edition(store.get_many(CUSTOMERS)))
@@ -560,13 +616,13 @@ def read_on(url: str, stop: Any, editions: Any) -> None:
 
 
 def test_readers_never_see_a_mixture_while_writers_are_killed(
-    client: redis.Redis, url: str
+    namespace: versions.Namespace, url: str
 ) -> None:
-    publish_edition(client, 10)
+    publish_edition(namespace, 10)
     stop, editions = FORK.Event(), FORK.Queue()
     readers = [forked(read_on, url, stop, editions) for _ in range(3)]
     others = [*readers, forked(backfill, url, stop)]
-    store, began = online.OnlineStore(client), time.monotonic()
+    store, began = online.OnlineStore(namespace), time.monotonic()
     # As long as a busy machine needs to publish what the readers are to see.
     while (passed := time.monotonic() - began) < 6 or (
         passed < 300 and live_edition(store.get_many(CUSTOMERS)) < 40
@@ -616,18 +672,18 @@ def test_threads_start_one_server(home: Path) -> None:
 @pytest.mark.parametrize("ending", ["stop", "kill"])
 def test_data_outlives_the_server_and_its_stale_socket(home: Path, ending: str) -> None:
     url = server.redis_url(home)
-    publish_edition(redis.Redis.from_url(url), 2)
-    publish_edition(redis.Redis.from_url(url), 4)
+    publish_edition(at(url), 2)
+    publish_edition(at(url), 4)
     if ending == "kill":
         os.kill(process_id(url), signal.SIGKILL)
         assert (home / "online_store" / "server.sock").exists()
         assert (home / "online_store" / "server.pid").exists()
     else:
         server.stop(home)
-    client = redis.Redis.from_url(server.redis_url(home))
-    assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 4
-    publishing.roll_back(client)
-    assert live_edition(online.OnlineStore(client).get_many(CUSTOMERS)) == 2
+    namespace = at(server.redis_url(home))
+    assert live_edition(online.OnlineStore(namespace).get_many(CUSTOMERS)) == 4
+    publishing.roll_back(namespace)
+    assert live_edition(online.OnlineStore(namespace).get_many(CUSTOMERS)) == 2
 
 
 def test_the_server_outlives_the_process_that_started_it(home: Path) -> None:
@@ -650,7 +706,7 @@ def test_a_home_on_any_path(tmp_path: Path) -> None:
         home = tmp_path / name
         url = server.redis_url(home)
         try:
-            publish_edition(redis.Redis.from_url(url), 2)
+            publish_edition(at(url), 2)
             assert redis.Redis.from_url(url).config_get("dir")["dir"] == f"{home}/online_store"
             server.stop(home)
             assert live_edition(read_all(server.redis_url(home))) == 2
@@ -660,7 +716,7 @@ def test_a_home_on_any_path(tmp_path: Path) -> None:
 
 
 def read_all(url: str) -> list[dict[str, Any] | None]:
-    return online.OnlineStore(redis.Redis.from_url(url)).get_many(CUSTOMERS)
+    return online.OnlineStore(at(url)).get_many(CUSTOMERS)
 
 
 def test_a_socket_folder_that_others_could_write_is_refused(
@@ -690,9 +746,10 @@ def runs(pid: int) -> bool:
 
 def test_an_idle_server_saves_and_stops(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "IDLE_SECONDS", 1)
-    with redis.Redis.from_url(server.redis_url(home)) as client:
+    namespace = at(server.redis_url(home))
+    with namespace.client:
         pid = process_id(server.redis_url(home))
-        publish_edition(client, 2)
+        publish_edition(namespace, 2)
         time.sleep(2.5)  # a connection that is open is use
         assert runs(pid)
     wait_until(lambda: not runs(pid))
@@ -795,7 +852,7 @@ def test_redis_url_wins(tmp_path: Path) -> None:
             assert not home.exists()
             while server_is_starting(port):
                 time.sleep(0.02)
-            publish_edition(redis.Redis.from_url(given), 2)
+            publish_edition(at(given), 2)
             assert live_edition(read_all(given)) == 2
         finally:
             process.terminate()

@@ -32,6 +32,8 @@ from churn_assets.online.io_manager import connect
 from churn_assets.operations.reset import delete_online
 from churn_assets_tests.online.test_online import (
     CUSTOMERS,
+    NAME,
+    at,
     live_edition,
     publish_edition,
     stopped,
@@ -83,24 +85,24 @@ def answers(port: int) -> bool:
             return True
 
 
-def use(tmp_path: Path, url: str) -> redis.Redis:
-    """Every operation of the store once; returns the client."""
-    client = connect(tmp_path, url)
-    store = online.OnlineStore(client)
-    publish_edition(client, 2)
-    assert publish_edition(client, 4).published
-    assert not publish_edition(client, 1).published
+def use(tmp_path: Path, url: str) -> versions.Namespace:
+    """Every operation of the store once."""
+    namespace = versions.Namespace(connect(tmp_path, url), NAME)
+    store = online.OnlineStore(namespace)
+    publish_edition(namespace, 2)
+    assert publish_edition(namespace, 4).published
+    assert not publish_edition(namespace, 1).published
     assert live_edition(store.get_many(CUSTOMERS)) == 4
-    publishing.roll_back(client)
+    publishing.roll_back(namespace)
     assert live_edition(store.get_many(CUSTOMERS)) == 2
     with pytest.MonkeyPatch.context() as killed, pytest.raises(KeyboardInterrupt):
-        killed.setattr(publishing, "_keep", stopped)
-        publish_edition(client, 6)
-    assert publish_edition(client, 6).uploaded == 0
-    assert publish_edition(client, 7).uploaded == 200
+        killed.setattr(publishing._Upload, "keep", stopped)
+        publish_edition(namespace, 6)
+    assert publish_edition(namespace, 6).uploaded == 0
+    assert publish_edition(namespace, 7).uploaded == 200
     assert live_edition(store.get_many(CUSTOMERS)) == 7
-    assert set(online.read_version(client)["edition"].to_pylist()) == {7}
-    return client
+    assert set(online.read_version(namespace)["edition"].to_pylist()) == {7}
+    return namespace
 
 
 @pytest.fixture
@@ -135,7 +137,7 @@ def test_a_reset_deletes_its_keys_on_every_node_of_a_cluster(tmp_path: Path, clu
 
 
 def test_a_cluster(cluster: str, tmp_path: Path) -> None:
-    client: Any = use(tmp_path, cluster)
+    client: Any = use(tmp_path, cluster).client
     assert isinstance(client, RedisCluster)
     sizes = [client.dbsize(target_nodes=node) for node in client.get_primaries()]
     assert min(sizes) > 0
@@ -182,13 +184,13 @@ def test_a_failover(tmp_path: Path) -> None:
         url = f"redis+sentinel://{nodes}/shop/0?sentinel_password=a%20secret"
         with redis.Redis(port=sentinel, password="a secret") as watched:
             wait_for(lambda: watched.sentinel_slaves("shop"))  # it asks at once, then every 10 s
-        client = use(tmp_path, url)
-        store = online.OnlineStore(client)
+        namespace = use(tmp_path, url)
+        store = online.OnlineStore(namespace)
         assert live_edition(store.get_many(CUSTOMERS)) == 7
-        assert client.wait(1, 10_000) == 1
+        assert namespace.client.wait(1, 10_000) == 1
         primary.kill()
         wait_for(lambda: live_edition(store.get_many(CUSTOMERS)) == 7)
-        wait_for(lambda: publish_edition(client, 8).published)
+        wait_for(lambda: publish_edition(namespace, 8).published)
         assert live_edition(store.get_many(CUSTOMERS)) == 8
         with redis.Redis(port=replica) as promoted:
             assert promoted.role()[0] == b"master"
@@ -259,7 +261,7 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
 
 def test_tls(tmp_path: Path) -> None:
     with running(tmp_path) as (plain, _), encrypted(plain, tmp_path) as (port, certificate):
-        use(tmp_path, f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}").close()
+        use(tmp_path, f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}")
         with pytest.raises(server.ServerError, match="cannot be used") as refused:
             connect(tmp_path, f"rediss://user:secret@127.0.0.1:{port}?ssl_ca_certs={os.devnull}")
         assert "secret" not in str(refused.value)
@@ -279,10 +281,10 @@ def test_users_need_the_rights_that_are_documented_and_no_others(tmp_path: Path)
     with running(tmp_path) as (port, _):
         with redis.Redis(port=port) as admin:
             for user, rights in (("reader", READER), ("publisher", PUBLISHER)):
-                rules = ["reset", "on", ">secret", "~churn:*", *rights.split()]
+                rules = ["reset", "on", ">secret", f"~churn:{NAME}:*", *rights.split()]
                 admin.execute_command("ACL SETUSER", user, *rules)
-        use(tmp_path, f"redis://publisher:secret@127.0.0.1:{port}").close()
-        reader = connect(tmp_path, f"redis://reader:secret@127.0.0.1:{port}")
+        use(tmp_path, f"redis://publisher:secret@127.0.0.1:{port}")
+        reader = at(f"redis://reader:secret@127.0.0.1:{port}")
         assert live_edition(online.OnlineStore(reader).get_many(CUSTOMERS)) == 7
         with pytest.raises(redis.exceptions.NoPermissionError):
             publish_edition(reader, 8)

@@ -3,7 +3,9 @@
 Prevents the simplification of believing that what was sent is what is served.
 """
 
+import datetime as dt
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,17 @@ import pytest
 
 from churn_assets.definitions import build_definitions
 from churn_assets.online import publishing
-from churn_assets.online import store as online
 from churn_assets.online import sync as assets
-from churn_assets.online.io_manager import connect
+from churn_assets.online.io_manager import OnlineIOManager
 from churn_assets.online.rows import OnlineStoreError
-from churn_assets.online.server import stop
+from churn_assets.online.server import redis_url, stop
+from churn_assets.online.store import OnlineStore, read_version
 from churn_assets.operations import contract_checks
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.settings import Settings
-from churn_assets_tests.conftest import GROUPS, make_settings, utc_connection
+from churn_assets.stores.identity import AnotherInstallation
+from churn_assets_tests.conftest import GROUPS, make_settings, online, utc_connection
 
 ONLINE = assets.online_table(GROUPS)
 
@@ -85,7 +88,7 @@ def test_what_is_served_equals_the_offline_rows(settings: Settings) -> None:
     evaluation = run(settings, "2025-06-01", "2025-08-01")
     assert evaluation.passed
     assert evaluation.metadata["rows"].value == 50
-    live = online.OnlineStore(connect(settings.home, None)).live()
+    live = OnlineStore(online(settings)).live()
     assert live
     assert str(live.cutoff) == "2025-08-01"
     declared = [(column.name, ARROW[column.dtype]) for column in ONLINE.columns]
@@ -109,17 +112,17 @@ def test_a_version_without_customers_is_never_served(settings: Settings) -> None
         defs.resolve_job_def("sync").execute_in_process(
             tags={RANGE_START: "2025-08-01", RANGE_END: "2025-08-01"}
         )
-    live = online.OnlineStore(connect(settings.home, None)).live()
+    live = OnlineStore(online(settings)).live()
     assert live and str(live.cutoff) == "2025-07-01"
 
 
 def test_rows_that_differ_fail_the_run(settings: Settings) -> None:
     run(settings, "2025-08-01", "2025-08-01")
-    client = connect(settings.home, None)
-    table = online.read_version(client)
+    table = read_version(online(settings))
     doubled = pc.multiply(table["total_events"], 2)
     wrong = table.set_column(table.column_names.index("total_events"), "total_events", doubled)
-    publishing.publish(client, wrong.slice(1), table["cutoff"][0].as_py())
+    cutoff = table["cutoff"][0].as_py()
+    publishing.publish(online(settings), wrong.slice(1), cutoff, newest=cutoff)
     evaluation = run(settings, "2025-08-01", "2025-08-01", sync=False)
     assert not evaluation.passed
     assert evaluation.blocking
@@ -128,6 +131,35 @@ def test_rows_that_differ_fail_the_run(settings: Settings) -> None:
     assert 30 < differ["total_events"] < 50
     assert set(differ) == {"customer_id", "total_events"}
     assert run(settings, "2025-08-01", "2025-08-01").passed
+
+
+def test_a_clock_that_was_ahead_blocks_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_end = settings.model_copy(update={"end": None})
+
+    def live() -> str:
+        version = OnlineStore(online(settings)).live()
+        return str(version and version.cutoff)
+
+    def july() -> dt.datetime:
+        return dt.datetime(2025, 7, 15, tzinfo=dt.UTC)
+
+    run(without_end, "2025-08-01", "2025-08-01")
+    assert run(without_end, "2025-07-01", "2025-07-01").passed
+    assert live() == "2025-08-01"
+    with monkeypatch.context() as right:
+        now = partial(OnlineIOManager, now=july)
+        right.setattr("churn_assets.definitions.OnlineIOManager", now)
+        assert run(without_end, "2025-07-01", "2025-07-01").passed
+        assert live() == "2025-07-01"
+        run(without_end, "2025-06-01", "2025-06-01")
+        assert live() == "2025-07-01"
+    run(without_end, "2025-08-01", "2025-08-01")
+    assert live() == "2025-08-01"
+    earlier = settings.model_copy(update={"end": july()})
+    run(earlier, "2025-07-01", "2025-07-01")
+    assert live() == "2025-07-01"
 
 
 @pytest.mark.parametrize(
@@ -154,3 +186,31 @@ def row(monetary: str) -> str:
     names = ONLINE.column_names
     columns = ", ".join(f"{values.get(name, 'NULL')} AS {name}" for name in names)
     return ONLINE.typed(f"SELECT {columns}")
+
+
+def test_an_external_server_is_left_alone_by_a_home_that_was_moved(
+    settings: Settings, tmp_path: Path
+) -> None:
+    try:
+        served = settings.model_copy(update={"redis_url": redis_url(tmp_path / "redis")})
+        assert run(served, "2025-07-01", "2025-07-01").passed
+        home = tmp_path / "moved"
+        served.home.rename(home)
+        moved = served.model_copy(update={"home": home})
+        job = dg.define_asset_job("sync", dg.AssetSelection.assets("online_features"))
+        defs = dg.Definitions.merge(build_definitions(moved), dg.Definitions(jobs=[job]))
+        with pytest.raises(AnotherInstallation, match="churn adopt --moved"):
+            defs.resolve_job_def("sync").execute_in_process(
+                tags={RANGE_START: "2025-08-01", RANGE_END: "2025-08-01"}
+            )
+        live = OnlineStore(online(moved)).live()
+        assert live and str(live.cutoff) == "2025-07-01"
+        assert run(moved, "2025-07-01", "2025-07-01", sync=False).passed
+    finally:
+        stop(tmp_path / "redis")
+
+
+def test_to_load_the_code_location_writes_no_identity(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, source="synthetic")
+    build_definitions(settings)
+    assert not settings.home.exists()

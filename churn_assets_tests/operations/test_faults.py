@@ -27,12 +27,11 @@ from churn_assets.definitions import build_definitions
 from churn_assets.features.rfm import RFM
 from churn_assets.models.artefacts import ModelStore
 from churn_assets.monitoring.refresh_log import refresh_log
-from churn_assets.online.io_manager import connect
 from churn_assets.online.server import open_client, server_binary, stop
 from churn_assets.online.store import OnlineStore
 from churn_assets.operations.backfill import BackfillFailed
 from churn_assets.stores.parquet import UnreadableFile
-from churn_assets_tests.conftest import KEPT_ENGINES, evaluate_quickly
+from churn_assets_tests.conftest import KEPT_ENGINES, evaluate_quickly, online
 from churn_assets_tests.faults import Shop, churn
 from churn_assets_tests.operations.test_automation import Clock
 from churn_assets_tests.test_journey import free_port, server
@@ -260,7 +259,7 @@ def test_clocks_that_jump_make_nothing_twice_and_miss_nothing(shop: Shop) -> Non
         return dt.datetime(2025, month, day, 2, 30, tzinfo=dt.UTC)
 
     def live() -> str:
-        store = OnlineStore(connect(settings.home, None)).live()
+        store = OnlineStore(online(settings)).live()
         return str(store and store.cutoff)
 
     def by_hand() -> int:

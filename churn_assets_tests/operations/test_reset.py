@@ -24,7 +24,7 @@ from churn_assets.serving.audit import AuditLog
 from churn_assets.serving.rows import Rows
 from churn_assets.settings import Settings
 from churn_assets.stores.digests import file_digest
-from churn_assets.stores.identity import FILE, identify
+from churn_assets.stores.identity import FILE, find_identity, identify
 from churn_assets_tests.conftest import make_settings
 from churn_assets_tests.faults import churn
 
@@ -83,7 +83,7 @@ def files(folder: Path) -> dict[Path, str]:
 def test_nothing_is_left_of_a_full_state_and_the_next_backfill_begins_anew(home: Path) -> None:
     churn(home, "backfill").result()
     churn(home, "sql", "FROM refresh_log").result()
-    rows = Rows(home, None)
+    rows = Rows(home, None, find_identity(home), "")
     rows.watch()
     rows.close()
     log = AuditLog(home)

@@ -92,7 +92,7 @@ def published_with(shop: Shop, column: str, values: Any) -> Iterator[None]:
     """The rows of the shop with other values in one column, until the test is over."""
     table = online_table(shop)
     index = table.column_names.index(column)
-    publish(shop.redis, table.set_column(index, column, values), CUTOFF)
+    publish(shop.online, table.set_column(index, column, values), CUTOFF, newest=CUTOFF)
     try:
         yield
     finally:
@@ -350,7 +350,7 @@ def test_a_server_that_hangs_is_away(
 
 def test_a_store_that_was_emptied_is_answered_for(shop: Shop, rows: list[dict[str, Any]]):
     with running(shop.settings) as client:
-        shop.redis.flushall()
+        shop.online.client.flushall()
         try:
             status, answer = client.get(f"/features/{rows[0]['customer_id']}")
             assert (status, answer["source"], answer["stale"]) == (200, "snapshot", True)
@@ -363,15 +363,16 @@ def test_rows_that_the_store_lost_are_answered_for(shop: Shop, rows: list[dict[s
     with running(shop.settings) as client:
         live = client.service.rows.snapshot
         assert live
-        for key in shop.redis.scan_iter(f"churn:{live.version}:[0-9]*"):
-            shop.redis.delete(key)
+        online = shop.online
+        for key in online.client.scan_iter(online.key(live.version, "[0-9]*")):
+            online.client.delete(key)
         ids = [row["customer_id"] for row in rows[:3]]
         try:
             _, answer = client.post("/features:batch", {"customer_ids": [*ids, "nobody"]})
             assert [row["customer_id"] for row in answer["rows"]] == ids
             assert (answer["source"], answer["missing"]) == ("snapshot", ["nobody"])
         finally:
-            shop.redis.flushall()
+            shop.online.client.flushall()
             publish_rows(shop)
 
 
@@ -406,11 +407,11 @@ def test_a_new_version_gets_a_snapshot_and_two_are_kept(shop: Shop):
     with running(shop.settings) as client:
         for days in (1, 2, 3):
             cutoff = CUTOFF + dt.timedelta(days=days)
-            publish(shop.redis, table, cutoff)
+            publish(shop.online, table, cutoff, newest=cutoff)
             eventually(functools.partial(serves, client, cutoff))
         kept = sorted(path.name[:10] for path in folder.glob("*.arrow"))
         assert kept == ["2025-06-03", "2025-06-04"]
-    shop.redis.flushall()
+    shop.online.client.flushall()
     publish_rows(shop)
 
 
@@ -445,6 +446,26 @@ def test_a_new_champion_takes_over_without_a_dropped_request(
             assert f'version="{new.version}"}} 1.0' in client.get("/metrics")[1]
         finally:
             shutil.rmtree(shop.settings.home / "models" / "champion_model" / f"cutoff={later}")
+
+
+def test_the_champion_of_a_home_that_was_replaced_is_gone(
+    shop: Shop, rows: list[dict[str, Any]], tmp_path: Path
+):
+    home, path = tmp_path / "state", f"/predict/{rows[0]['customer_id']}"
+    without = shutil.ignore_patterns("models", "online_store", "dagster")
+    shutil.copytree(shop.settings.home, home)
+    with running(shop.settings, home=home) as client:
+        assert client.post(path)[0] == 200
+        version = client.post(path)[1]["model_version"]
+        home.rename(tmp_path / "old")
+        shutil.copytree(shop.settings.home, tmp_path / "new", ignore=without)
+        (tmp_path / "new").rename(home)
+        eventually(lambda: client.post(path)[0] == 503)
+        eventually(lambda: client.get(f"/features/{rows[0]['customer_id']}")[0] == 200)
+        assert client.post(path)[0] == 503
+        assert f'version="{version}"}} 0.0' in client.get("/metrics")[1]
+        shutil.copytree(shop.settings.home / "models", home / "models")
+        eventually(lambda: client.post(path)[0] == 200)
 
 
 # --------------------------------------------------------------------------- people and operators

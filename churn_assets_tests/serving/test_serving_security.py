@@ -15,7 +15,6 @@ from typing import Any
 import jwt
 import pyarrow as pa
 import pytest
-import redis
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from fastapi import HTTPException
@@ -40,7 +39,7 @@ from churn_assets.serving.schemas import MAX_BODY_BYTES, MAX_CUSTOMERS
 from churn_assets.serving.telemetry import LOGGING, JsonLines
 from churn_assets.settings import Settings, SettingsError
 from churn_assets.sources.tables import CUSTOMERS
-from churn_assets_tests.conftest import GROUPS, make_settings, query
+from churn_assets_tests.conftest import GROUPS, make_settings, online, query
 from churn_assets_tests.served_shop import CUTOFF, Client, eventually, running
 
 SECRET = "a shared secret of more than the 64 bytes that the longest of the hashes asks for"
@@ -79,13 +78,14 @@ def settings(
     prediction = {"churn_probability": [0.5] * 2, "prediction": ["RETAIN"] * 2}
     table = pa.table({"customer_id": IDS, **columns, **prediction, "model_version": ["v"] * 2})
     url = redis_url(redis_home)
-    publish(redis.Redis.from_url(url), table, CUTOFF)
-    yield make_settings(
+    settings = make_settings(
         folder,
         redis_url=url,
         api_keys=SecretStr(",".join(entry for _, entry in keys.values())),
         jwt_key=SecretStr(SECRET),
     )
+    publish(online(settings), table, CUTOFF, newest=CUTOFF)
+    yield settings
     stop(redis_home)
 
 
