@@ -1,15 +1,17 @@
 """What is there: per asset, which partitions are present, missing, failed, stale or held back.
 
 Present is what Dagster recorded as materialized and has the content that was written: a file that
-can be read, or the whole artefact of a model. Failed is a partition whose latest attempt failed
-after its latest success. Stale is what `monitoring.staleness` says. Held back is a partition whose
-present content breaks its contract. Foreign is what is there and is no partition as the settings
-have it, because CHURN_START or CHURN_END changed or a clock was ahead: nothing reads it.
+can be read, the whole artefact of a model, or, of what was published last, the rows online. Failed
+is a partition whose latest attempt failed after its latest success. Stale is what
+`monitoring.staleness` says. Held back is a partition whose present content breaks its contract.
+Foreign is what is there and is no partition as the settings have it, because CHURN_START or
+CHURN_END changed or a clock was ahead: nothing reads it.
 
 `asset_inventory` keeps the counts, one row per asset, and does not list itself.
 """
 
 import datetime as dt
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -20,12 +22,17 @@ import dagster as dg
 from churn_assets.cutoffs import Calendar, utc_now
 from churn_assets.monitoring.refresh_log import Target, attempts
 from churn_assets.monitoring.staleness import WHOLE, redefined, stale
+from churn_assets.online.io_manager import OnlineIOManager
+from churn_assets.online.server import ServerError
+from churn_assets.online.sync import ONLINE_FEATURES
 from churn_assets.stores.artefacts import ArtefactStore
 from churn_assets.stores.catalog import ON_DEMAND, Catalog
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.pages import markdown
 from churn_assets.stores.tables import Column, Table
 from churn_assets.stores.verdicts import current_verdict
+
+log = logging.getLogger(__name__)
 
 # What the page of the inventory plots over time.
 TOTALS = ("missing", "failed", "stale", "held_back", "foreign_partitions")
@@ -94,7 +101,37 @@ def present_partitions(
     else:
         made = instance.get_latest_materialization_event(asset) is not None
         recorded = {WHOLE} if made else set()
-    return {key for key in recorded if is_there(key)}
+    there = {key for key in recorded if is_there(key)}
+    return there - lost_online(defs, instance, asset, there)
+
+
+def lost_online(
+    defs: dg.Definitions,
+    instance: dg.DagsterInstance,
+    asset: dg.AssetKey,
+    recorded: Collection[str],
+) -> set[str]:
+    """The partition that was published last, where its version is not online as it was.
+
+    Of all others only Dagster's record remains: two versions are retained. Where the server does
+    not answer, nobody can tell, and a warning says so.
+    """
+    online = (defs.resources or {}).get("online_io_manager")
+    if not isinstance(online, OnlineIOManager) or asset.path[-1] != ONLINE_FEATURES:
+        return set()
+    for key in sorted(recorded, reverse=True):
+        wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[key])
+        [record] = instance.fetch_materializations(wanted, limit=1).records
+        metadata = record.asset_materialization.metadata if record.asset_materialization else {}
+        if "version" not in metadata or not metadata["published"].value:
+            continue
+        try:
+            why = online.loss_of(str(metadata["version"].value))
+        except ServerError as error:
+            log.warning("Whether %s %s is online cannot be told: %s", ONLINE_FEATURES, key, error)
+            return set()
+        return {key} if why else set()
+    return set()
 
 
 def outcomes(instance: dg.DagsterInstance, run_id: str) -> dict[Target, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, parse_key, utc_now
-from churn_assets.online.publishing import publish
+from churn_assets.online.publishing import damage_of, publish
 from churn_assets.online.rows import OnlineStoreError
 from churn_assets.online.server import ServerError, open_client, redis_url
 from churn_assets.online.store import OnlineStore, read_version
@@ -134,6 +134,22 @@ class OnlineIOManager(dg.IOManager):
         for key in older:
             superseded = {"published": False, "reason": f"{newest} of the same run is newer"}
             context.step_context.add_asset_metadata(superseded, context.asset_key, key)
+
+    def loss_of(self, version: str) -> str:
+        """Why a version that was published is not online as it was; empty where it is.
+
+        Raises:
+            ServerError: There is no server, or it does not answer.
+        """
+        import redis
+
+        namespace = open_to_read(self.store.home, self.url, self.identity())
+        try:
+            if version not in namespace.retained():
+                return "it is neither live nor retained"
+            return damage_of(namespace, version)
+        except redis.RedisError as error:
+            raise ServerError(f"The online store does not answer: {error}") from error
 
     def load_input(self, context: dg.InputContext) -> pa.Table | None:
         """What is live, as `read_version` gives it; None where it is not of the newest partition

@@ -21,10 +21,16 @@ from churn_assets.monitoring.inventory import AssetInventory, inventory, with_ca
 from churn_assets.online.server import stop
 from churn_assets.operations import remarks
 from churn_assets.operations.backfill import run_batch
+from churn_assets.operations.forgetting import (
+    foreign_partitions,
+    forget,
+    forget_what_is_to_come,
+)
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.plans import Batch, backfill_batches, refresh_batches, stages
 from churn_assets.operations.with_settings import DAGSTER_YAML
 from churn_assets.stores.offline import OtherDefinitions
+from churn_assets.stores.views import create_views
 from churn_assets_tests.conftest import GROUPS, evaluate_quickly, make_settings
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -213,3 +219,80 @@ def test_a_slice_that_was_half_is_read_again(
     assert half.redefined == {"2025-08-01"}
     assert ("raw_events", "2025-08-01") in later.backfill("ingest")
     assert not later.inventory()["raw_events"].stale
+
+
+def test_what_is_gone_or_damaged_is_missing_and_comes_back(
+    base: State, states: list[State], tmp_path: Path
+) -> None:
+    """A copy has nothing online, as after a server that lost everything."""
+    state = base.copy(tmp_path / "state")
+    states.append(state)
+    models = state.settings.home / "models"
+    shutil.rmtree(models / "logistic_regression_model" / "cutoff=2025-07-01")
+    decision = models / "champion_model" / "cutoff=2025-07-01" / "manifest.json"
+    decision.write_text(decision.read_text()[:-20])
+    [pipeline] = (models / "logistic_regression_model" / "cutoff=2025-08-01").glob("*/*.skops")
+    pipeline.write_bytes(pipeline.read_bytes()[:-1])
+    table = state.store.tables["customer_rfm_features"]
+    rfm = state.store.path(table, "2025-06-01")
+    rfm.write_bytes(rfm.read_bytes()[:-100])
+
+    missing = {name: row.missing for name, row in state.inventory().items() if row.missing}
+    assert missing == {
+        "customer_rfm_features": ["2025-06-01"],
+        "logistic_regression_model": ["2025-07-01", "2025-08-01"],
+        "champion_model": ["2025-07-01"],
+        "online_features": ["2025-08-01"],
+    }
+    state.backfill()
+    assert not any(row.missing for row in state.inventory().values())
+    assert_equal(state, base)
+    assert state.backfill() == []
+
+
+def test_partitions_outside_history_are_read_by_nothing(
+    base: State, states: list[State], tmp_path: Path
+) -> None:
+    """After a later START and an earlier END; a forgotten partition is gone from Dagster too."""
+    changed = {"start": dt.date(2025, 2, 5), "end": dt.datetime(2025, 7, 20, tzinfo=dt.UTC)}
+    state = base.copy(tmp_path / "state", **changed)
+    states.append(state)
+    foreign = {name: row.foreign for name, row in state.inventory().items() if row.foreign}
+    assert foreign["raw_events"] == {"2025-01-01", "2025-08-01"}
+    assert "2025-08-01" in foreign["champion_model"] & foreign["online_features"]
+    assert "2025-01-01" not in state.store.keys(state.store.tables["raw_events"])
+    with state.store.connect() as connection:
+        create_views(connection, state.store)
+        first, last = connection.sql("SELECT min(slice), max(slice) FROM raw_events").fetchall()[0]
+    assert (str(first), str(last)) == ("2025-02-01", "2025-07-01")
+    said = " ".join(remarks.of_status(list(state.inventory().values())))
+    assert "foreign" in said
+
+    gone = foreign_partitions(state.defs, state.store, state.calendar, state.instance, NOW)
+    assert {name: set(keys) for name, keys in gone.items()} == foreign
+    forget(state.store, state.instance, gone)
+    assert not any(row.foreign for row in state.inventory().values())
+    assert not list(state.settings.home.glob("offline_store/*/slice=2025-01-01"))
+    kept = state.instance.get_materialized_partitions(dg.AssetKey("raw_events"))
+    assert min(kept) == "2025-02-01"
+
+
+def test_what_a_clock_that_was_ahead_has_made_is_made_again(
+    states: list[State], tmp_path: Path
+) -> None:
+    """Without CHURN_END: slices were read before they began, and would count as read for good."""
+    state = State(tmp_path / "state", end=None, start=dt.date(2025, 1, 10))
+    fresh = State(tmp_path / "fresh", end=None, start=dt.date(2025, 1, 10))
+    states += [state, fresh]
+    now, ahead = (dt.datetime(2025, m, 15, tzinfo=dt.UTC) for m in (6, 8))
+    state.backfill("ingest", "features", "training_data", now=ahead)
+    assert state.inventory(now)["raw_events"].foreign == {"2025-06-01", "2025-07-01"}
+
+    removed = forget_what_is_to_come(state.defs, state.store, state.calendar, state.instance, now)
+    assert removed["raw_events"] == {"2025-06-01", "2025-07-01"}
+    assert removed["training_dataset"] >= {"2025-06-01"}
+    assert not any(row.foreign for row in state.inventory(now).values())
+    assert not forget_what_is_to_come(state.defs, state.store, state.calendar, state.instance, now)
+    state.backfill("ingest", "features", "training_data", now=ahead)
+    fresh.backfill("ingest", "features", "training_data", now=ahead)
+    assert_equal(state, fresh)
