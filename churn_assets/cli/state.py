@@ -1,10 +1,11 @@
-"""Commands about the state folder itself: `accept`, `reset` and `adopt`."""
+"""Commands about the state folder itself: `accept`, `reset`, `adopt` and `prune`."""
 
 import sys
 
 import click
 
 from churn_assets.cli.values import settings_to_write
+from churn_assets.cutoffs import utc_now
 from churn_assets.operations.terminal import terminal
 from churn_assets.settings import Settings
 
@@ -105,4 +106,35 @@ def adopt(moved: bool, copied: bool) -> None:
         click.echo("It publishes from here under the same name: nothing has to be made again.")
 
 
-COMMANDS = (accept, reset, adopt)
+@click.command()
+@click.option("--yes", is_flag=True, help="Remove it; without it, only show what would go.")
+@click.option("--days", default=30, show_default=True, help="Keep runs of so many days.")
+def prune(yes: bool, days: int) -> None:
+    """Remove partitions outside history, and old runs that later ones have superseded."""
+    from churn_assets.definitions import build_definitions
+    from churn_assets.operations import pruning
+    from churn_assets.operations.installation import offline_store
+    from churn_assets.operations.instance import dagster_instance
+
+    settings = settings_to_write()
+    calendar, store = settings.calendar(), offline_store(settings)
+    with dagster_instance(settings) as instance:
+        found = pruning.prunable(
+            build_definitions(settings), store, calendar, instance, utc_now(), days
+        )
+        if not found.foreign and not found.runs:
+            click.echo("There is nothing to prune.")
+            return
+        for asset, keys in found.foreign.items():
+            click.echo(
+                f"{asset}: {len(keys)} partitions outside history, {min(keys)} … {max(keys)}"
+            )
+        click.echo(f"{len(found.runs)} runs of Dagster, older than {days} days and superseded")
+        if not yes:
+            click.echo("Nothing was removed. `churn prune --yes` removes it.")
+            return
+        pruning.prune(store, instance, found)
+    click.echo("Removed.")
+
+
+COMMANDS = (accept, reset, adopt, prune)

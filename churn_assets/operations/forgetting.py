@@ -9,6 +9,7 @@ import datetime as dt
 import logging
 import shutil
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import dagster as dg
 
@@ -100,10 +101,8 @@ def _forget_records(instance: dg.DagsterInstance, asset: dg.AssetKey, keys: list
         AssetCheckExecutionsTable,
         SqlEventLogStorageTable,
     )
-    from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
-    storage = instance.event_log_storage
-    assert isinstance(storage, SqlEventLogStorage)
+    storage = sql_storage(instance)
     with storage.index_transaction() as connection:
         for table in (SqlEventLogStorageTable, AssetCheckExecutionsTable):
             connection.execute(
@@ -112,3 +111,19 @@ def _forget_records(instance: dg.DagsterInstance, asset: dg.AssetKey, keys: list
                 )
             )
     storage.wipe_asset_cached_status(asset)
+
+
+def sql_storage(instance: dg.DagsterInstance) -> Any:
+    """Dagster's event log where it is a database.
+
+    Raises:
+        TypeError: It is none, as on Dagster+, which prunes by itself.
+    """
+    from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
+
+    storage = instance.event_log_storage
+    if not isinstance(storage, SqlEventLogStorage):
+        raise TypeError(
+            "Dagster's records are not in a database of their own, so nothing is pruned."
+        )
+    return storage
