@@ -20,6 +20,7 @@ from churn_assets.stores.sql import quoted
 
 COLUMNS = {
     "read_at": "TIMESTAMPTZ",
+    "installation": "VARCHAR",
     "request_id": "VARCHAR",
     "caller": "VARCHAR",
     "action": "VARCHAR",
@@ -47,6 +48,7 @@ class AuditLog:
 
     def record(
         self,
+        installation: str,
         request_id: str,
         caller: str,
         action: str,
@@ -55,7 +57,7 @@ class AuditLog:
         cutoff: dt.date,
         customers: Sequence[tuple[str, bool]],
     ) -> None:
-        """Append one request: whose rows were asked for, and whether each was found.
+        """Append one request: of which installation, whose rows, and whether each was found.
 
         Raises:
             OSError: It could not be written.
@@ -63,6 +65,7 @@ class AuditLog:
         now = utc_now()
         line = {
             "read_at": now,
+            "installation": installation,
             "request_id": request_id,
             "caller": caller,
             "action": action,

@@ -63,6 +63,11 @@ class StateFolder:
             Economics.of(settings).threshold,
         )
 
+    @property
+    def name(self) -> str:
+        """Of the installation; empty where the folder says none."""
+        return self._identity.name if self._identity else ""
+
     def is_there(self) -> bool:
         """Whether it was neither deleted nor replaced nor given another name since."""
         return leads_to(self._file, self._held)
@@ -101,6 +106,11 @@ class Service:
         self.score = Batcher(self._score)
         self._settings = settings
         self._state = StateFolder(settings, self.groups)
+
+    @property
+    def installation(self) -> str:
+        """The name of the installation whose rows are served; empty where there is none."""
+        return self._state.name
 
     @property
     def rows(self) -> Rows:
@@ -195,6 +205,7 @@ class Session:
         known = [row is not None for row in found.rows]
         try:
             self.service.audit.record(
+                self.service.installation,
                 self.request_id,
                 self.caller.name,
                 action,

@@ -87,7 +87,9 @@ def test_nothing_is_left_of_a_full_state_and_the_next_backfill_begins_anew(home:
     rows.watch()
     rows.close()
     log = AuditLog(home)
-    log.record("1", "somebody", "features", False, "redis", dt.date(2025, 6, 1), [("c", True)])
+    log.record(
+        "shop", "1", "somebody", "features", False, "redis", dt.date(2025, 6, 1), [("c", True)]
+    )
     log.close()
     (home / "notes.txt").write_text("mine")
 

@@ -39,6 +39,7 @@ from churn_assets.serving.schemas import MAX_BODY_BYTES, MAX_CUSTOMERS
 from churn_assets.serving.telemetry import LOGGING, JsonLines
 from churn_assets.settings import Settings, SettingsError
 from churn_assets.sources.tables import CUSTOMERS
+from churn_assets.stores.identity import identify
 from churn_assets_tests.conftest import GROUPS, make_settings, online, query
 from churn_assets_tests.served_shop import CUTOFF, Client, eventually, running
 
@@ -452,6 +453,7 @@ def test_every_read_is_in_the_audit_log(settings: Settings, keys: Mapping[str, t
     ]
     assert {(row["source"], row["cutoff"]) for row in rows} == {("redis", CUTOFF)}
     assert all(row["read_at"] for row in rows)
+    assert {row["installation"] for row in rows} == {identify(settings).name}
     (file,) = (settings.home / "serving" / "audit").iterdir()
     assert file.stat().st_mode & 0o077 == 0
     assert file.parent.parent.stat().st_mode & 0o077 == 0
@@ -474,7 +476,7 @@ def test_a_line_that_a_full_disk_cut_short_hides_no_other(
     write = os.write
 
     def record(log: AuditLog, customer: str) -> None:
-        log.record("r", "ann", "features", False, "redis", CUTOFF, [(customer, True)])
+        log.record("shop", "r", "ann", "features", False, "redis", CUTOFF, [(customer, True)])
 
     record(worker, "first")
     monkeypatch.setattr(os, "write", lambda file, text: write(file, text[:50]))
