@@ -140,14 +140,18 @@ def train_all(
     """
     from joblib import Parallel, cpu_count, delayed
 
+    # Here, because other processes cannot be sent the catalog, which says what is of other
+    # definitions.
+    for plan in plans:
+        store.scan(store.tables[TRAINING_DATASET], plan.needed)
+    sent = replace(store, catalog=None)
+
     def train_cutoff(plan: TrainingPlan) -> tuple[Trained, Evaluation, Tuning]:
         @cache
         def read(cutoffs: tuple[dt.date, ...]) -> Rows:
-            return training_rows(store, cutoffs)
+            return training_rows(sent, cutoffs)
 
-        tuned = tune(
-            estimator, columns, plan.folds, partial(training_rows, store), candidates, seed
-        )
+        tuned = tune(estimator, columns, plan.folds, partial(training_rows, sent), candidates, seed)
         chosen = replace(estimator, parameters=tuned.parameters)
         trained = train(chosen, columns, versions, plan, read, seed)
         evaluation = evaluate(
