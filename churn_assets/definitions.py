@@ -85,17 +85,18 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         *(ground_truth.assets(calendar, source, store) if isinstance(source, Synthetic) else []),
     ]
     described = automation.with_conditions(lineage.with_lineage(assets, groups, store.tables))
+    stage_jobs = jobs.jobs(assets)
     definitions = dg.Definitions(
         assets=annotations.annotated(described, groups, calendar, store),
         asset_checks=[
             *contract_checks.definitions(assets, calendar, store),
             *sync.checks(groups, calendar, store),
         ],
-        jobs=jobs.jobs(assets),
+        jobs=stage_jobs,
         schedules=[automation.ingestion_schedule(calendar, store, raw_assets, lambda: definitions)],
         sensors=[
             automation.condition_sensor(),
-            remaking.sensor(lambda: definitions, store, calendar),
+            remaking.sensor(lambda: definitions, store, calendar, stage_jobs),
             alerts.sensor(
                 lambda: definitions,
                 store,

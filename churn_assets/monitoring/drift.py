@@ -301,7 +301,7 @@ def assets(groups: Groups, calendar: Calendar, store: OfflineStore) -> list[dg.A
     )
     def drift_report(context: dg.AssetExecutionContext) -> Iterator[dg.Output[Query | None]]:
         keys = sorted(context.partition_keys)
-        earlier = [key for key in store.keys(DRIFT_REPORT) if key < keys[0]]
+        earlier = store.earlier(DRIFT_REPORT, keys[0])
         reports = {}
         with store.connect() as connection:
             connection.execute(f"CREATE TEMP TABLE drift AS {DRIFT_REPORT.empty()}")

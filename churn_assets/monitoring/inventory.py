@@ -127,7 +127,7 @@ def lost_online(
             continue
         try:
             why = online.loss_of(str(metadata["version"].value))
-        except ServerError as error:
+        except (ServerError, OSError) as error:  # such as a private server that cannot be started
             log.warning("Whether %s %s is online cannot be told: %s", ONLINE_FEATURES, key, error)
             return set()
         return {key} if why else set()

@@ -58,8 +58,7 @@ class Subject:
 
     def slices(self, table: Table, before: str) -> str:
         """A relation of a rollup's rows in the slices that begin before a cutoff."""
-        keys = [key for key in self.store.keys(table) if key < before]
-        return self.store.unchecked(table, keys).sql
+        return self.store.unchecked(table, self.store.earlier(table, before)).sql
 
 
 @dataclass(frozen=True)

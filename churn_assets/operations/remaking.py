@@ -11,8 +11,9 @@ What the newest cutoff lacks because a run met other definitions is made here to
 
 import datetime as dt
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
+from typing import Any
 
 import dagster as dg
 
@@ -99,13 +100,22 @@ def sensor(
     definitions: Callable[[], dg.Definitions],
     store: OfflineStore,
     calendar: Calendar,
+    jobs: Sequence[Any],
     now: Callable[[], dt.datetime] = utc_now,
 ) -> dg.SensorDefinition:
-    """Requests the runs of one stage at a time, and the next when they are over."""
+    """Requests the runs of one stage at a time, and the next when they are over.
+
+    Args:
+        definitions: Gives the code location, which the sensor is part of.
+        store: Where files are.
+        calendar: Where partitions lie.
+        jobs: One for each stage: assets of different partitions cannot share a job.
+        now: Decides which partitions exist.
+    """
 
     @dg.sensor(
         name=SENSOR,
-        target=dg.AssetSelection.all(),
+        jobs=jobs,
         minimum_interval_seconds=60,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Makes again what a change of settings or code redefined, for what is served.",
@@ -133,6 +143,7 @@ def sensor(
         return [
             dg.RunRequest(
                 run_key=f"{tag}, run {made[tag] + 1}",
+                job_name=batch.stage.name,
                 asset_selection=list(batch.assets),
                 tags={
                     **STARTED_BY,

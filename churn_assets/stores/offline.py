@@ -170,6 +170,11 @@ class OfflineStore:
         """The partition keys that are present and belong to history, in order."""
         return [key for key in self.on_disk(table.name) if self.belongs(table.name, key)]
 
+    def earlier(self, table: Table, key: str) -> list[str]:
+        """The partitions before `key` that it can be compared with: of the same definitions."""
+        before = [k for k in self.keys(table) if k < key]
+        return [k for k in before if not self.is_redefined(table.name, k)]
+
     def belongs(self, asset: str, key: str) -> bool:
         """Whether a partition of an asset is one of history."""
         return self.catalog is None or self.catalog().belongs(asset, key)

@@ -17,7 +17,7 @@ from churn_assets.monitoring.inventory import AssetInventory, inventory, with_ca
 from churn_assets.operations import remaking
 from churn_assets.operations.backfill import run_batch
 from churn_assets.operations.installation import offline_store
-from churn_assets.operations.jobs import RANGE_END, RANGE_START
+from churn_assets.operations.jobs import RANGE_END, RANGE_START, STAGES
 from churn_assets.operations.plans import backfill_batches, stages
 from churn_assets.settings import Settings
 from churn_assets_tests.conftest import make_settings
@@ -96,14 +96,15 @@ class Clock:
 
     def remake(self, now: dt.datetime) -> None:
         """The sensor of what a change redefined, until it has nothing to ask for."""
-        sensor = remaking.sensor(lambda: self.defs, self.store, self.calendar, lambda: now)
+        jobs = [self.defs.resolve_job_def(stage.name) for stage in STAGES]
+        sensor = remaking.sensor(lambda: self.defs, self.store, self.calendar, jobs, lambda: now)
         for _ in range(MOST_TICKS):
             with dg.build_sensor_context(
                 instance=self.instance, repository_def=self.defs.get_repository_def()
             ) as context:
                 requests = sensor.evaluate_tick(context).run_requests or []
             for request in requests:
-                self.defs.resolve_implicit_global_asset_job_def().execute_in_process(
+                self.defs.resolve_job_def(str(request.job_name)).execute_in_process(
                     instance=self.instance,
                     asset_selection=list(request.asset_selection or []),
                     tags=request.tags,

@@ -366,9 +366,9 @@ def test_a_changed_feature_makes_what_depends_on_it_stale_and_nothing_else(
             *(f"{model}_model" for model in MODELS),
             "champion_model",
             "churn_predictions",
-            "online_features",
             "drift_report",
             "realised_performance",
             "walk_forward_report",
         )
     }
+    assert shop.inventory()["online_features"].missing, "a copy has nothing online"
