@@ -42,9 +42,7 @@ def redefined(
     def is_redefined(key: str) -> bool:
         said = made_from(key)
         if catalog.is_raw(asset):
-            # Version 0.1 does not say what it has read.
-            says = said is not None and "definition" in said
-            return says and said != current_provenance(store, asset, key)
+            return _says_what_was_read(said) and said != current_provenance(store, asset, key)
         return catalog.redefines(asset, said)
 
     return frozenset(filter(is_redefined, present))
@@ -54,13 +52,12 @@ def read_otherwise(store: OfflineStore, asset: str, present: Collection[str]) ->
     """Which of the present slices of a raw table hold something else of the source than they would.
 
     A slice that was read before it was over, or one that CHURN_START or CHURN_END cut otherwise.
-    Version 0.1 does not say what it has read.
     """
 
     def differs(key: str) -> bool:
         said = store.made_from(asset, key) or {}
         now = current_provenance(store, asset, key)
-        return "definition" in said and said["inputs"] != now["inputs"]
+        return _says_what_was_read(said) and said["inputs"] != now["inputs"]
 
     return frozenset(filter(differs, present))
 
@@ -97,6 +94,8 @@ def stale(
         said = made_from(key)
         if said is None:
             return bool(inherited) or _is_older_than_inputs(instance, spec)
+        if catalog.is_raw(asset) and not _says_what_was_read(said):
+            return False
         return said != current_provenance(store, asset, key or None, on_disk) or any(
             upstream_keys(catalog.calendar, mapping, key or None, keys)
             for mapping, keys in inherited
@@ -107,6 +106,11 @@ def stale(
         if catalog.previous(asset, key or None) in found or is_stale(key):
             found.add(key)
     return frozenset(found)
+
+
+def _says_what_was_read(made_from: Mapping[str, str] | None) -> bool:
+    """Whether a raw slice says it; those of version 0.1 do not, and their source may be gone."""
+    return made_from is not None and "definition" in made_from
 
 
 def _sources(

@@ -48,7 +48,10 @@ def connect(home: Path, url: str | None, **options: Any) -> redis.Redis:
 
 def open_to_read(home: Path, url: str | None, identity: Identity, **options: Any) -> Namespace:
     """What an installation has online, for a caller who changes nothing; see `connect`."""
-    return Namespace(connect(home, url, **options), identity.name)
+    namespace = Namespace(connect(home, url, **options), identity.name)
+    if not url:
+        namespace.take_over_unnamed()
+    return namespace
 
 
 def open_to_publish(home: Path, url: str | None, identity: Identity) -> Namespace:

@@ -48,6 +48,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -179,6 +180,10 @@ REASONS = {
 }
 
 
+# The pointer of version 0.1.
+UNNAMED_POINTER = "churn:pointer"
+
+
 @dataclass(frozen=True)
 class Namespace:
     """What one installation has on a server.
@@ -204,6 +209,23 @@ class Namespace:
     def key(self, version: str, part: int | str) -> str:
         """The key of a bucket, or of the manifest, of a version."""
         return f"churn:{self.name}:{version}:{part}"
+
+    def take_over_unnamed(self) -> None:
+        """Give what version 0.1 has online, under no name, the name of the installation.
+
+        Only on a private server, where everything belongs to the installation. The pointer goes
+        last, so that a call that was killed can be repeated.
+        """
+        import redis
+
+        if not self.client.exists(UNNAMED_POINTER) or self.client.exists(self.pointer):
+            return
+        for key in self.client.scan_iter(match="churn:[0-9][0-9][0-9][0-9]-*:*"):
+            _, version, part = key.decode().split(":")
+            with suppress(redis.ResponseError):  # another process has just renamed it
+                self.client.rename(key, self.key(version, part))
+        with suppress(redis.ResponseError):
+            self.client.rename(UNNAMED_POINTER, self.pointer)
 
     def run(self, script: str, *arguments: str | int) -> list[str]:
         """What one of the scripts returns for the pointer."""

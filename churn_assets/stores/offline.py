@@ -315,7 +315,7 @@ class OfflineStore:
                 f"KV_METADATA {{{footer}}})"
             )
             rows = row_count(path)
-            if self._is_read_as_before(table, key, provenance):
+            if not self._is_cut_otherwise(table, key, provenance):
                 self._refuse_shrinking(table, key, target, rows)
             target.parent.mkdir(parents=True, exist_ok=True)
             with path.open("rb") as file:
@@ -339,12 +339,13 @@ class OfflineStore:
                 f"not among the partitions being written ({keys[0]} … {keys[-1]})."
             )
 
-    def _is_read_as_before(
+    def _is_cut_otherwise(
         self, table: Table, key: str | None, provenance: Mapping[str, str]
     ) -> bool:
-        """Whether fewer rows than before can only be the source's doing."""
+        """Whether fewer rows than before may be due to another CHURN_START or CHURN_END."""
         before = self.made_from(table.name, key) or {}
-        return all(before.get(name, value) == value for name, value in provenance.items())
+        is_cut = key is not None and self.catalog is not None and self.catalog().is_cut(key)
+        return is_cut and before.get("inputs") != provenance.get("inputs")
 
     def _refuse_shrinking(self, table: Table, key: str | None, target: Path, rows: int) -> None:
         if not table.refuse_shrinking or self.allow_shrink or not self.has(table, key):
