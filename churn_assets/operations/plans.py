@@ -224,6 +224,9 @@ def backfill_batches(
         for asset in batch.assets:
             targets[asset.path[-1]] |= set(batch.keys or [WHOLE])
     found = survey(defs, store, calendar, instance, now)
+    if any(stage.name == "ingest" for stage in stages):
+        for name, keys in found.held_back.items():
+            targets[name] |= set(keys)
     starts = {n: {*found.redefined[n], *found.held_back[n]} for n in found.present}
     again = made_first(found, starts, targets)
     for stage in stages:
