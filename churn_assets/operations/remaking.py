@@ -1,7 +1,8 @@
 """Remaking: under automation, what a change of settings or code redefined is made again by itself.
 
-Only what the newest cutoff is served with: its features, models and predictions, and the training
-data that its models learn from, stage by stage in the order of the data. Raw slices are never read
+Only what is served, and what is still to be graded: features, models and predictions of the cutoffs
+whose outcomes are still to come, and the training data that their models learn from, stage by stage
+in the order of the data. Raw slices are never read
 again by it, and older history is left to `churn backfill --stale`. A run that failed is tried once
 more; then a person has to look, an alert says so, and what is live stays live.
 
@@ -51,17 +52,18 @@ def batches_to_remake(
     scored = calendar.keys(calendar.scored_cutoffs, now)
     if not scored:
         return []
-    newest, graph = scored[-1], defs.resolve_asset_graph()
+    # Those whose outcomes are still to come: they will be graded under the present definitions.
+    open_cutoffs = set(scored) - set(calendar.keys(calendar.realised_cutoffs, now))
     found = survey(defs, store, calendar, instance, now)
-    served = [
-        name
-        for name in found.present
-        if graph.get(dg.AssetKey(name)).partitions_def == calendar.scored_cutoffs
-    ]
+    partitions = {
+        n: defs.resolve_asset_graph().get(dg.AssetKey(n)).partitions_def for n in found.present
+    }
+    served = [n for n in found.present if partitions[n] == calendar.scored_cutoffs]
+    known = [n for n in found.present if partitions[n] == calendar.cutoffs]
     starts = {n: keys for n, keys in found.redefined.items() if not found.catalog.is_raw(n)}
-    again = made_first(found, starts, {name: {newest} for name in served})
+    again = made_first(found, starts, dict.fromkeys([*known, *served], open_cutoffs))
     if not again:
-        again = _lacking(found, instance, served, newest)
+        again = _lacking(found, instance, served, scored[-1])
     for stage in stages(()):
         selected = defs.resolve_job_def(stage.name).asset_layer.selected_asset_keys
         needed = {
