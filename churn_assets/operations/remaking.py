@@ -41,17 +41,20 @@ UNFINISHED = [
 ]
 
 
-def batches_to_remake(
+def next_to_remake(
     defs: dg.Definitions,
     store: OfflineStore,
     calendar: Calendar,
     instance: dg.DagsterInstance,
     now: dt.datetime,
-) -> list[tuple[Batch, str]]:
-    """The runs of the earliest stage that has something to remake, each with its tag `REMAKES`."""
+) -> tuple[Batch, str] | None:
+    """The first run of the earliest stage that has something to remake, and its tag `REMAKES`.
+
+    One at a time, because the champion of a cutoff is the incumbent of the next.
+    """
     scored = calendar.keys(calendar.scored_cutoffs, now)
     if not scored:
-        return []
+        return None
     # Those whose outcomes are still to come: they will be graded under the present definitions.
     open_cutoffs = set(scored) - set(calendar.keys(calendar.realised_cutoffs, now))
     found = survey(defs, store, calendar, instance, now)
@@ -72,8 +75,8 @@ def batches_to_remake(
             if again.get(asset.path[-1], set()) - {WHOLE}
         }
         if batches := ranges(stage, calendar, needed):
-            return [(batch, _tag(found, batch)) for batch in batches]
-    return []
+            return batches[0], _tag(found, batches[0])
+    return None
 
 
 def _lacking(
@@ -105,7 +108,7 @@ def sensor(
     jobs: Sequence[Any],
     now: Callable[[], dt.datetime] = utc_now,
 ) -> dg.SensorDefinition:
-    """Requests the runs of one stage at a time, and the next when they are over.
+    """Requests one run at a time, and the next when it is over.
 
     Args:
         definitions: Gives the code location, which the sensor is part of.
@@ -124,37 +127,32 @@ def sensor(
     )
     def remake_what_was_redefined(
         context: dg.SensorEvaluationContext,
-    ) -> list[dg.RunRequest] | dg.SkipReason:
+    ) -> dg.RunRequest | dg.SkipReason:
         instance = context.instance
         if instance.get_runs(dg.RunsFilter(tags=STARTED_BY, statuses=UNFINISHED), limit=1):
-            return dg.SkipReason("The runs of a stage are still going on.")
-        batches = batches_to_remake(definitions(), store, calendar, instance, now())
-        if not batches:
+            return dg.SkipReason("A run is still going on.")
+        found = next_to_remake(definitions(), store, calendar, instance, now())
+        if found is None:
             return dg.SkipReason("Everything that is served is of the present definitions.")
-        for _, tag in batches:
-            newest = instance.get_runs(dg.RunsFilter(tags={REMAKES: tag}), limit=MOST_FAILURES)
-            failed = [run for run in newest if run.status == dg.DagsterRunStatus.FAILURE]
-            if len(failed) == MOST_FAILURES:
-                return dg.SkipReason(
-                    f"{tag} failed {MOST_FAILURES} times and is left to a person: what was live "
-                    "stays live. See its run; `churn backfill --stale` makes everything again."
-                )
-        made = {
-            tag: instance.get_runs_count(dg.RunsFilter(tags={REMAKES: tag})) for _, tag in batches
-        }
-        return [
-            dg.RunRequest(
-                run_key=f"{tag}, run {made[tag] + 1}",
-                job_name=batch.stage.name,
-                asset_selection=list(batch.assets),
-                tags={
-                    **STARTED_BY,
-                    REMAKES: tag,
-                    RANGE_START: batch.keys[0],
-                    RANGE_END: batch.keys[-1],
-                },
+        batch, tag = found
+        newest = instance.get_runs(dg.RunsFilter(tags={REMAKES: tag}), limit=MOST_FAILURES)
+        failed = [run for run in newest if run.status == dg.DagsterRunStatus.FAILURE]
+        if len(failed) == MOST_FAILURES:
+            return dg.SkipReason(
+                f"{tag} failed {MOST_FAILURES} times and is left to a person: what was live stays "
+                "live. See its run; `churn backfill --stale` makes everything again."
             )
-            for batch, tag in batches
-        ]
+        made = instance.get_runs_count(dg.RunsFilter(tags={REMAKES: tag}))
+        return dg.RunRequest(
+            run_key=f"{tag}, run {made + 1}",
+            job_name=batch.stage.name,
+            asset_selection=list(batch.assets),
+            tags={
+                **STARTED_BY,
+                REMAKES: tag,
+                RANGE_START: batch.keys[0],
+                RANGE_END: batch.keys[-1],
+            },
+        )
 
     return remake_what_was_redefined

@@ -18,7 +18,7 @@ from churn_assets.operations import remaking
 from churn_assets.operations.backfill import run_batch
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.jobs import RANGE_END, RANGE_START, STAGES
-from churn_assets.operations.plans import backfill_batches, stages
+from churn_assets.operations.plans import Batch, backfill_batches, stages
 from churn_assets.settings import Settings
 from churn_assets_tests.conftest import make_settings
 
@@ -245,3 +245,37 @@ def test_a_changed_horizon_is_followed_by_itself(
         assert "2025-04-01" not in row.redefined | row.failed, name
     failed = clock.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
     assert failed == []
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "asks"), [("", True), ("F", True), ("FF", False), ("FFS", True), ("FR", False)]
+)
+def test_what_failed_twice_is_left_to_a_person(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcomes: str, asks: bool
+) -> None:
+    settings = make_settings(tmp_path, source="synthetic")
+    defs, store = build_definitions(settings), offline_store(settings)
+    stage = next(stage for stage in STAGES if stage.name == "features")
+    job = defs.resolve_job_def(stage.name)
+    batch = Batch(stage, (dg.AssetKey("customer_rfm_features"),), ("2025-05-01", "2025-06-01"))
+    monkeypatch.setattr(remaking, "next_to_remake", lambda *_: (batch, "rfm under 1"))
+    sensor = remaking.sensor(lambda: defs, store, settings.calendar(), [job])
+    status = {
+        "F": dg.DagsterRunStatus.FAILURE,
+        "S": dg.DagsterRunStatus.SUCCESS,
+        "R": dg.DagsterRunStatus.STARTED,
+    }
+    with dg.DagsterInstance.ephemeral() as instance:
+        tags = {**remaking.STARTED_BY, remaking.REMAKES: "rfm under 1"}
+        for outcome in outcomes:
+            instance.create_run_for_job(job, status=status[outcome], tags=tags)
+        with dg.build_sensor_context(
+            instance=instance, repository_def=defs.get_repository_def()
+        ) as context:
+            tick = sensor.evaluate_tick(context)
+    requests = tick.run_requests or []
+    assert [request.job_name for request in requests] == ["features"] * asks
+    if asks:
+        # Another key than those before, which the daemon would take for done.
+        assert requests[0].run_key == f"rfm under 1, run {len(outcomes) + 1}"
+        assert requests[0].tags[RANGE_END] == "2025-06-01"
