@@ -34,8 +34,10 @@ class Stage:
     on_demand: bool = False
 
 
+INGEST = "ingest"
+
 STAGES = (
-    Stage("ingest", ("raw", "rollups"), "Raw slices from the source, and their daily rollups."),
+    Stage(INGEST, ("raw", "rollups"), "Raw slices from the source, and their daily rollups."),
     Stage(
         "topics",
         ("topics",),

@@ -3,8 +3,8 @@
 Without a range, a stage makes everything that it lacks. With one, it makes the range, and first
 what the range needs and lacks: every slice, and the training data that its models learn from. In
 both cases it makes first what that needs and is redefined (`monitoring.staleness`), because it
-would be refused, and raw slices that are held back, because their source may be mended. A refresh
-makes the stale partitions again and no others.
+would be refused, and reads raw slices again that are half or held back, because their source may be
+mended. A refresh makes the stale partitions again and no others.
 """
 
 import datetime as dt
@@ -27,7 +27,7 @@ from churn_assets.monitoring.inventory import (
     with_catalog,
 )
 from churn_assets.monitoring.staleness import WHOLE
-from churn_assets.operations.jobs import STAGES, Stage
+from churn_assets.operations.jobs import INGEST, STAGES, Stage
 from churn_assets.operations.redefinition import made_first, survey
 from churn_assets.sources.tables import RAW_TABLES
 from churn_assets.stores.offline import OfflineStore
@@ -224,10 +224,11 @@ def backfill_batches(
         for asset in batch.assets:
             targets[asset.path[-1]] |= set(batch.keys or [WHOLE])
     found = survey(defs, store, calendar, instance, now)
-    if any(stage.name == "ingest" for stage in stages):
-        for name, keys in found.held_back.items():
-            targets[name] |= set(keys)
-    starts = {n: {*found.redefined[n], *found.held_back[n]} for n in found.present}
+    if any(stage.name == INGEST for stage in stages):
+        slices = set().union(*found.to_read.values())
+        for asset in defs.resolve_job_def(INGEST).asset_layer.selected_asset_keys:
+            targets[asset.path[-1]] |= slices & found.present[asset.path[-1]]
+    starts = {n: {*found.redefined[n], *found.to_read.get(n, ())} for n in found.present}
     again = made_first(found, starts, targets)
     for stage in stages:
         yield from planned(stage, again)

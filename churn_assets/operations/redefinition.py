@@ -13,7 +13,7 @@ import dagster as dg
 
 from churn_assets.cutoffs import Calendar
 from churn_assets.monitoring.inventory import held_back_partitions, present_partitions, with_catalog
-from churn_assets.monitoring.staleness import WHOLE, redefined
+from churn_assets.monitoring.staleness import WHOLE, read_otherwise, redefined
 from churn_assets.stores.catalog import Catalog
 from churn_assets.stores.offline import OfflineStore
 
@@ -26,13 +26,14 @@ class Survey:
         catalog: What is declared of the assets.
         present: The partitions that are there.
         redefined: Those of them that are redefined.
-        held_back: The raw slices that are held back: their source may be mended.
+        to_read: The raw slices to be read again whatever is missing: those of which something else
+            was read than belongs to them, and those that are held back, whose source may be mended.
     """
 
     catalog: Catalog
-    present: Mapping[str, Collection[str]]
+    present: Mapping[str, set[str]]
     redefined: Mapping[str, Collection[str]]
-    held_back: Mapping[str, Collection[str]]
+    to_read: Mapping[str, Collection[str]]
 
 
 def survey(
@@ -46,7 +47,7 @@ def survey(
     store = with_catalog(store, defs, calendar)
     assert store.catalog is not None
     catalog, graph = store.catalog(), defs.resolve_asset_graph()
-    present, other, held = dict[str, set[str]](), dict[str, Collection[str]](), {}
+    present, other, to_read = dict[str, set[str]](), dict[str, Collection[str]](), {}
     for asset in graph.toposorted_asset_keys:
         if asset not in graph.materializable_asset_keys:
             continue
@@ -56,9 +57,10 @@ def survey(
             keys &= set(calendar.keys(definition, now))
         present[name] = keys
         other[name] = redefined(store, instance, name, keys)
-        raw = catalog.is_raw(name)
-        held[name] = held_back_partitions(store, store.tables[name], keys) if raw else frozenset()
-    return Survey(catalog, present, other, held)
+        if catalog.is_raw(name):
+            held_back = held_back_partitions(store, store.tables[name], keys)
+            to_read[name] = held_back | read_otherwise(store, name, keys)
+    return Survey(catalog, present, other, to_read)
 
 
 def made_first(

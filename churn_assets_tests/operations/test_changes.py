@@ -8,6 +8,7 @@ import datetime as dt
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ import pytest
 
 from churn_assets.definitions import build_definitions
 from churn_assets.models.kinds import ESTIMATORS
+from churn_assets.models.runs import ModelRuns
 from churn_assets.monitoring.inventory import AssetInventory, inventory, with_catalog
+from churn_assets.online.io_manager import open_to_publish
+from churn_assets.online.publishing import roll_back
 from churn_assets.online.server import stop
 from churn_assets.operations import remarks
 from churn_assets.operations.automation import slices_to_read
@@ -32,6 +36,7 @@ from churn_assets.operations.installation import offline_store
 from churn_assets.operations.plans import Batch, Range, backfill_batches, refresh_batches, stages
 from churn_assets.operations.pruning import prunable, prune
 from churn_assets.operations.with_settings import DAGSTER_YAML
+from churn_assets.stores.identity import identify
 from churn_assets.stores.offline import OtherDefinitions
 from churn_assets.stores.views import create_views
 from churn_assets_tests.conftest import GROUPS, evaluate_quickly, make_settings
@@ -213,7 +218,7 @@ def test_nothing_is_made_from_two_definitions(
     assert ("logistic_regression_model", "2025-09-01") in made
     # First what the new model needs, and no more.
     assert ("training_dataset", "2025-06-01") in made
-    assert ("training_dataset", "2025-04-01") not in made
+    assert ("logistic_regression_model", "2025-06-01") not in made
     for name, row in later.inventory().items():
         newest = max(row.present, default="")
         assert newest not in row.redefined, name
@@ -226,8 +231,12 @@ def test_a_slice_that_was_half_is_read_again(
     states.append(later)
     half = later.inventory()["raw_events"]
     assert half.redefined == {"2025-08-01"}
-    assert ("raw_events", "2025-08-01") in later.backfill("ingest")
-    assert not later.inventory()["raw_events"].stale
+    made = later.backfill("ingest")
+    assert {("raw_events", "2025-08-01"), ("daily_orders", "2025-08-01")} <= set(made)
+    assert ("raw_events", "2025-07-01") not in made
+    inventory = later.inventory()
+    assert not inventory["raw_events"].stale
+    assert not inventory["daily_orders"].stale
 
 
 def test_what_is_gone_or_damaged_is_missing_and_comes_back(
@@ -268,7 +277,7 @@ def test_partitions_outside_history_are_read_by_nothing(
     states.append(state)
     foreign = {name: row.foreign for name, row in state.inventory().items() if row.foreign}
     assert foreign["raw_events"] == {"2025-01-01", "2025-08-01"}
-    assert "2025-08-01" in foreign["champion_model"] & foreign["online_features"]
+    assert "2025-08-01" in foreign["champion_model"]
     assert "2025-01-01" not in state.store.keys(state.store.tables["raw_events"])
     with state.store.connect() as connection:
         create_views(connection, state.store)
@@ -278,7 +287,9 @@ def test_partitions_outside_history_are_read_by_nothing(
     assert "foreign" in said
 
     gone = foreign_partitions(state.defs, state.store, state.calendar, state.instance, NOW)
-    assert {name: set(keys) for name, keys in gone.items()} == foreign
+    assert {name: gone[name] for name in foreign} == foreign | {
+        "online_features": {"2025-06-01", "2025-08-01"}  # of which a copy has nothing online
+    }
     forget(state.store, state.instance, gone)
     assert not any(row.foreign for row in state.inventory().values())
     assert not list(state.settings.home.glob("offline_store/*/slice=2025-01-01"))
@@ -385,3 +396,30 @@ def test_the_schedule_misses_no_raw_table(
     assert slices_to_read(state.store, state.calendar, state.instance, NOW) == []
     state.store.path(state.store.tables[table], "2025-04-01").unlink()
     assert slices_to_read(state.store, state.calendar, state.instance, NOW) == ["2025-04-01"]
+
+
+def test_a_state_that_was_moved_goes_on_as_if_it_had_not(
+    base: State, states: list[State], tmp_path: Path
+) -> None:
+    """Whatever is still looked for in the old place is not there, or is made there again."""
+    before = base.copy(tmp_path / "before" / "state")
+    before.backfill()
+    stop(before.settings.home)
+    expected = base.copy(tmp_path / "expected", **CHANGES["later end"][0])
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = State(tmp_path / "after" / "state", **CHANGES["later end"][0])
+    states += [expected, moved]
+
+    for state in (expected, moved):
+        state.backfill()
+        state.refresh()
+    assert_equal(moved, expected)
+    assert not (tmp_path / "before").exists()
+    settings = moved.settings
+    version = roll_back(open_to_publish(settings.home, None, identify(settings)))
+    assert version.startswith("2025-08-01")
+    runs = ModelRuns(settings.home, None, partial(identify, settings))
+    found = runs.client.search_runs([runs.experiment_id])
+    assert found
+    places = {run.info.artifact_uri for run in found}
+    assert all(str(settings.home.resolve()) in place for place in places)
