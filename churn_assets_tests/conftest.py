@@ -154,6 +154,13 @@ def model_runs(home: Path, uri: str | None = None) -> ModelRuns:
     return ModelRuns(home, uri, partial(identify, make_settings(home.parent, home=home)))
 
 
+def of_now(settings: Settings, table: str) -> Callable[[str | None], dict[str, str]]:
+    """The provenance of made-up partitions: of the definitions of the settings."""
+    specs = build_definitions(settings).resolve_all_asset_specs()
+    definition = Catalog.of(settings.calendar(), specs).definitions[table]
+    return lambda _: {"definition": definition}
+
+
 def ingest_run(
     settings: Settings, first: str, last: str | None = None, raise_on_error: bool = True
 ) -> dg.ExecuteInProcessResult:

@@ -209,14 +209,7 @@ class OfflineStore:
             operations.gate.HeldBack: It failed a blocking check.
         """
         other = [key for key in self._wanted(table, keys) if self.is_redefined(table.name, key)]
-        if other and keys is not None:
-            raise OtherDefinitions(
-                f"{table.name} {other[0] or ''} was made under other definitions than those of "
-                f"the settings ({len(other)} of {len(keys)} partitions that are needed): of other "
-                "features, another horizon or lookback. Both would be mixed. Run `churn backfill "
-                "--stale`, which makes them again."
-            )
-        if other:
+        if other and keys is None:
             keys = [key for key in self.keys(table) if key not in other]
             log.warning(
                 "%s: %s partitions were made under other definitions and are left out, the first "
@@ -225,9 +218,22 @@ class OfflineStore:
                 len(other),
                 other[0],
             )
+            other = []
+        refused = OtherDefinitions(
+            f"{table.name} {other[0] if other else ''} was made under other definitions than those "
+            f"of the settings ({len(other)} of {len(keys or [None])} partitions that are needed): "
+            "of other features, another horizon or lookback. Both would be mixed. Run `churn "
+            "backfill --stale`, which makes them again."
+        )
+        # Of one that says nothing, such as a file that was put there by hand, the contract may say
+        # more.
+        if any(self.made_from(table.name, key) for key in other):
+            raise refused
         scan = self.unchecked(table, keys)
         if self.gate is not None:
             self.gate(self, table, self._wanted(table, keys))
+        if other:
+            raise refused
         return scan
 
     def _wanted(self, table: Table, keys: Sequence[str] | None) -> Sequence[str | None]:
