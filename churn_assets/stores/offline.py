@@ -382,6 +382,11 @@ class OfflineStore:
 
         `[None]` for a whole one.
         """
-        if self.content(asset, None).exists():
+        table = self.tables.get(asset)
+        if table is None:
+            is_whole = ArtefactStore(self.home).read(asset, None) is not None
+        else:
+            is_whole = self.path(table, None).exists()
+        if is_whole:
             return [None]
         return [key for key in self.on_disk(asset) if self.belongs(asset, key)]
