@@ -53,7 +53,7 @@ def status() -> None:
             row.first_gap or "",
         )
     terminal().print(table)
-    for line in remarks.of_status(rows):
+    for line in [*remarks.of_status(rows), *remarks.unread_input(settings)]:
         terminal().print(line, highlight=False)
 
 

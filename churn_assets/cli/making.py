@@ -107,7 +107,7 @@ def backfill(
             lines = remarks.on_demand(inventory(defs, store, calendar, instance, now))
         else:
             lines = remarks.after_backfill(defs, store, calendar, instance, now)
-        for line in lines if not names else []:
+        for line in [*(lines if not names else []), *remarks.unread_input(settings)]:
             console.print(line, highlight=False)
         # Also then: the last run may have been killed before it came to this.
         write_views(store)

@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import dagster as dg
 
@@ -10,6 +11,7 @@ from churn_assets.models.training_rows import nobody_to_learn_from
 from churn_assets.monitoring.inventory import AssetInventory, with_catalog
 from churn_assets.operations.inspection import too_short
 from churn_assets.operations.redefinition import survey
+from churn_assets.settings import Settings
 from churn_assets.stores.catalog import ON_DEMAND, RAW
 from churn_assets.stores.offline import OfflineStore
 
@@ -34,6 +36,21 @@ def after_backfill(
         )
     other = survey(defs, store, calendar, instance, now).redefined
     return said + _redefined({asset: keys for asset, keys in other.items() if keys})
+
+
+def unread_input(settings: Settings) -> list[str]:
+    """That files lie in the input folder of an installation whose rows come from elsewhere."""
+    folder = Path(settings.input_folder)
+    if settings.source != "synthetic" or not folder.is_dir():
+        return []
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if not names:
+        return []
+    return [
+        f"{folder} holds {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}, and "
+        "nothing reads it: CHURN_SOURCE is synthetic. To use it, set CHURN_SOURCE=files, and "
+        "CHURN_HOME to a folder of its own."
+    ]
 
 
 def of_status(rows: Sequence[AssetInventory]) -> list[str]:

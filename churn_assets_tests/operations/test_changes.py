@@ -423,3 +423,17 @@ def test_a_state_that_was_moved_goes_on_as_if_it_had_not(
     assert found
     places = {run.info.artifact_uri for run in found}
     assert all(str(settings.home.resolve()) in place for place in places)
+
+
+def test_files_beside_a_synthetic_shop_are_told_of(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, source="synthetic")
+    assert remarks.unread_input(settings) == []
+    folder = Path(settings.input_folder)
+    folder.mkdir()
+    (folder / ".keep").touch()
+    assert remarks.unread_input(settings) == []
+    (folder / "orders.csv").touch()
+    (folder / "events.csv").touch()
+    [said] = remarks.unread_input(settings)
+    assert "events.csv and 1 more" in said and "CHURN_SOURCE=files" in said
+    assert remarks.unread_input(make_settings(tmp_path)) == []
