@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from churn_assets.cutoffs import Calendar, midnight, parse_key
+from churn_assets.cutoffs import Calendar, parse_key
 
 # Raw slices are read from the source, whose code is the parser's version.
 RAW = "raw"
@@ -119,12 +119,6 @@ class Catalog:
         if key is None or READS_PREVIOUS not in self.specs[asset].metadata:
             return None
         return self.calendar.shift(parse_key(key), -1).isoformat()
-
-    def is_cut(self, key: str) -> bool:
-        """Whether a slice has only a part of its period, because of CHURN_START or CHURN_END."""
-        calendar, day = self.calendar, parse_key(key)
-        _, end = calendar.slice_window(key)
-        return day < calendar.start or end < midnight(calendar.shift(day, 1))
 
     def reading(self, asset: str, key: Key) -> str:
         """What of the source a raw slice holds; empty for other assets.

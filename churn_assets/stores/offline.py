@@ -348,10 +348,12 @@ class OfflineStore:
     def _is_cut_otherwise(
         self, table: Table, key: str | None, provenance: Mapping[str, str]
     ) -> bool:
-        """Whether fewer rows than before may be due to another CHURN_START or CHURN_END."""
+        """Whether fewer rows than before may be due to another CHURN_START or CHURN_END.
+
+        That is so for a slice that is or was the first or last, or only a part of its period.
+        """
         before = self.made_from(table.name, key) or {}
-        is_cut = key is not None and self.catalog is not None and self.catalog().is_cut(key)
-        return is_cut and before.get("inputs") != provenance.get("inputs")
+        return "definition" in before and before.get("inputs") != provenance.get("inputs")
 
     def _refuse_shrinking(self, table: Table, key: str | None, target: Path, rows: int) -> None:
         if not table.refuse_shrinking or self.allow_shrink or not self.has(table, key):

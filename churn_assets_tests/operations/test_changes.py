@@ -176,7 +176,7 @@ CHANGES: dict[str, tuple[dict[str, Any], set[str] | None]] = {
 
 
 # Each makes a whole state anew: all of them with TEST_CHANGES=all.
-USUALLY = ["horizon", "economics", "later end", "earlier start"]
+USUALLY = ["horizon", "economics", "later end"]
 
 
 @pytest.mark.parametrize("change", CHANGES if os.environ.get("TEST_CHANGES") else USUALLY)
@@ -197,6 +197,9 @@ def test_a_change_ends_in_the_state_that_it_would_have_been_from_the_start(
 
     state.backfill()
     state.refresh()
+    if "review_topic_model" in state.stale():  # which only its own stage makes anew
+        state.backfill("topics")
+        state.refresh()
     assert state.stale() == {}
     fresh.backfill()
     assert_equal(state, fresh)
