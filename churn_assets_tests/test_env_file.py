@@ -142,7 +142,8 @@ def test_a_line_that_is_read_in_two_ways_is_named(text: str | bytes, message: st
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """What the web UI would be started with in this folder."""
     show = "shown: ; @$(WITH_SETTINGS) printenv CHURN_HOME DAGSTER_HOME"
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("CHURN_", "DAGSTER"))}
+    others = ("CHURN_", "DAGSTER", "MAKE", "MFLAGS")  # tests may themselves be started by make
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(others)}
     return subprocess.run(
         ["make", "-f", str(ROOT / "Makefile"), "--eval", show, "shown", *arguments],
         env=inherited | {"PYTHONPATH": str(ROOT)} | environment,

@@ -133,11 +133,13 @@ def _lock(path: Path) -> Iterator[IO[str] | None]:
 def _start(folder: Path, lock: IO[str]) -> None:
     path = _socket_path(folder)
     lock.truncate(0)
+    # Where the folder was deleted, its server lives on and may still answer at this address.
+    path.unlink(missing_ok=True)
     lock.write(str(path))
     lock.flush()
     settings = {
         "port": "0",
-        "unixsocket": str(path),  # the server replaces one that a killed server left
+        "unixsocket": str(path),
         "unixsocketperm": "700",
         "dir": str(folder),
         "save": "",

@@ -806,6 +806,32 @@ def test_deleting_the_home_ends_its_server(home: Path, monkeypatch: pytest.Monke
         assert process_id(server.redis_url(home)) != pid
 
 
+def test_the_server_of_a_deleted_home_never_answers_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket of a long path lies elsewhere, and is still there when the home is not."""
+    home = tmp_path / ("x" * 120)
+    pid = process_id(server.redis_url(home))
+    address = server._socket_path(home / "online_store")
+    shutil.rmtree(home)
+    assert server._ask(str(address), "PING")
+    while_it_starts = []
+
+    def server_binary() -> str:
+        while_it_starts.append(server._ask(str(address), "PING"))
+        return found()
+
+    found = server.server_binary
+    monkeypatch.setattr(server, "server_binary", server_binary)
+    try:
+        assert process_id(server.redis_url(home)) != pid
+        assert while_it_starts == [b""]
+    finally:
+        server.stop(home)
+        os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(address.parent)
+
+
 def test_a_copied_home_has_its_own_server(home: Path, tmp_path_factory: Any) -> None:
     url = server.redis_url(home)
     copy = tmp_path_factory.mktemp("copy")
