@@ -93,7 +93,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             *sync.checks(groups, calendar, store),
         ],
         jobs=stage_jobs,
-        schedules=[automation.ingestion_schedule(calendar, store, raw_assets, lambda: definitions)],
+        schedules=[automation.ingestion_schedule(calendar, store, raw_assets)],
         sensors=[
             automation.condition_sensor(),
             remaking.sensor(lambda: definitions, store, calendar, stage_jobs),

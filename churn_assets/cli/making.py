@@ -85,7 +85,7 @@ def backfill(
     identify(settings)
     console = terminal()
     with dagster_instance(settings) as instance:
-        forget_what_is_to_come(defs, store, calendar, instance, now)
+        forget_what_is_to_come(store, instance, now)
         batches = (
             plans.refresh_batches(defs, store, calendar, instance, now)
             if stale

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from churn_assets.cli.values import settings_to_write
+from churn_assets.cli.values import settings_to_write, store_with_catalog
 from churn_assets.cutoffs import utc_now
 from churn_assets.operations.terminal import terminal
 from churn_assets.settings import Settings
@@ -111,17 +111,13 @@ def adopt(moved: bool, copied: bool) -> None:
 @click.option("--days", default=30, show_default=True, help="Keep runs of so many days.")
 def prune(yes: bool, days: int) -> None:
     """Remove partitions outside history, and old runs that later ones have superseded."""
-    from churn_assets.definitions import build_definitions
     from churn_assets.operations import pruning
-    from churn_assets.operations.installation import offline_store
     from churn_assets.operations.instance import dagster_instance
 
     settings = settings_to_write()
-    calendar, store = settings.calendar(), offline_store(settings)
+    store = store_with_catalog(settings)
     with dagster_instance(settings) as instance:
-        found = pruning.prunable(
-            build_definitions(settings), store, calendar, instance, utc_now(), days
-        )
+        found = pruning.prunable(store, instance, utc_now(), days)
         if not found.foreign and not found.runs:
             click.echo("There is nothing to prune.")
             return

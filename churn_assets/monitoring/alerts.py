@@ -19,7 +19,7 @@ import dagster as dg
 from churn_assets.cutoffs import Calendar, utc_now
 from churn_assets.monitoring.inventory import AssetInventory, inventory
 from churn_assets.monitoring.refresh_log import started_by
-from churn_assets.monitoring.staleness import WHOLE
+from churn_assets.stores.catalog import WHOLE
 from churn_assets.stores.offline import OfflineStore
 
 TICK_SECONDS = 300

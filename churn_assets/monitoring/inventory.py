@@ -21,16 +21,16 @@ import dagster as dg
 
 from churn_assets.cutoffs import Calendar, utc_now
 from churn_assets.monitoring.refresh_log import Target, attempts
-from churn_assets.monitoring.staleness import WHOLE, redefined, stale
+from churn_assets.monitoring.staleness import redefined, sources, stale
 from churn_assets.online.io_manager import OnlineIOManager
 from churn_assets.online.server import ServerError
 from churn_assets.online.sync import ONLINE_FEATURES
 from churn_assets.stores.artefacts import ArtefactStore
-from churn_assets.stores.catalog import ON_DEMAND, Catalog
+from churn_assets.stores.catalog import ON_DEMAND, WHOLE, Catalog
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.pages import markdown
 from churn_assets.stores.tables import Column, Table
-from churn_assets.stores.verdicts import current_verdict
+from churn_assets.stores.verdicts import current_verdict, read_verdict
 
 log = logging.getLogger(__name__)
 
@@ -182,15 +182,13 @@ def inventory(
         if asset not in graph.materializable_asset_keys or name == ASSET_INVENTORY.name:
             continue
         node = graph.get(asset)
-        definition = node.partitions_def
-        existing = (
-            calendar.keys(definition, now)
-            if isinstance(definition, dg.TimeWindowPartitionsDefinition)
-            else [WHOLE]
-        )
+        existing = store.declared.existing(name, now)
         there = present_partitions(defs, store, instance, asset)
         present = there & set(existing)
-        stale_by_name[name] = stale(store, instance, name, present, stale_by_name, on_disk)
+        made_from = sources(store, instance, name)
+        stale_by_name[name] = stale(
+            store, instance, name, present, made_from, stale_by_name, on_disk
+        )
         table = store.tables.get(name)
         rows.append(
             AssetInventory(
@@ -200,7 +198,7 @@ def inventory(
                 frozenset(present),
                 frozenset(failed_partitions(instance, asset, of_run)),
                 stale_by_name[name],
-                redefined(store, instance, name, present),
+                redefined(store, name, present, made_from),
                 held_back_partitions(store, table, present) if table else frozenset(),
                 frozenset({*there, *store.on_disk(name)} - {*existing}),
             )
@@ -221,8 +219,15 @@ def held_back_partitions(
     store: OfflineStore, table: Table, present: Collection[str]
 ) -> frozenset[str]:
     """Which of the present partitions of a table break its contract."""
-    verdicts = {key: current_verdict(store, table, key or None) for key in present}
-    return frozenset(key for key, verdict in verdicts.items() if verdict and verdict.holds_back)
+
+    def is_held_back(key: str) -> bool:
+        # Contents are read only of those whose verdict would hold them back.
+        kept = read_verdict(store.home, table.name, key or None)
+        if kept is None or not kept.holds_back:
+            return False
+        return current_verdict(store, table, key or None) is not None
+
+    return frozenset(filter(is_held_back, present))
 
 
 def inventory_rows(inventories: Sequence[AssetInventory]) -> list[dict[str, Any]]:

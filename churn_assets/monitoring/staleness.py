@@ -15,29 +15,35 @@ from functools import cache
 
 import dagster as dg
 
-from churn_assets.stores.catalog import ON_DEMAND, upstream_keys
+from churn_assets.stores.catalog import ON_DEMAND, WHOLE, upstream_keys
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.parquet import PROVENANCE
 from churn_assets.stores.provenance import current_provenance
 
-# The one partition of an asset without partitions.
-WHOLE = ""
 PAGE = 1_000
+
+# What a partition of an asset was made from; None where it does not say.
+MadeFrom = Callable[[str], Mapping[str, str] | None]
+
+
+def sources(store: OfflineStore, instance: dg.DagsterInstance, asset: str) -> MadeFrom:
+    """What partitions of an asset were made from, by their files or by Dagster's record."""
+    published = cache(lambda: published_provenance(instance, dg.AssetKey(asset)))
+    return lambda key: store.made_from(asset, key or None) or published().get(key)
 
 
 def redefined(
-    store: OfflineStore, instance: dg.DagsterInstance, asset: str, present: Collection[str]
+    store: OfflineStore, asset: str, present: Collection[str], made_from: MadeFrom
 ) -> frozenset[str]:
     """Which of the present partitions of an asset mean something else than they would now.
 
     Args:
         store: Where files are, and the catalog.
-        instance: Knows the assets that have no file.
         asset: The asset.
         present: Its partitions to look at.
+        made_from: Its `sources`.
     """
-    assert store.catalog is not None
-    catalog, made_from = store.catalog(), _sources(store, instance, asset)
+    catalog = store.declared
 
     def is_redefined(key: str) -> bool:
         said = made_from(key)
@@ -67,21 +73,22 @@ def stale(
     instance: dg.DagsterInstance,
     asset: str,
     present: Collection[str],
+    made_from: MadeFrom,
     upstream: Mapping[str, Collection[str]],
     on_disk: Callable[[str], Sequence[str | None]],
 ) -> frozenset[str]:
     """Which of the present partitions of an asset would be others if they were made now.
 
     Args:
-        store: See `redefined`, as for the next two.
-        instance: Knows the assets that have no file.
+        store: Where files are, and the catalog.
+        instance: Knows when an asset without provenance was made.
         asset: The asset.
         present: Its partitions to look at.
+        made_from: Its `sources`.
         upstream: The stale partitions of everything before it in the order of the data.
         on_disk: See `current_provenance`.
     """
-    assert store.catalog is not None
-    catalog, made_from = store.catalog(), _sources(store, instance, asset)
+    catalog = store.declared
     spec = catalog.specs[asset]
     inherited = [
         (dep.partition_mapping, [key or None for key in sorted(upstream[name])])
@@ -111,14 +118,6 @@ def stale(
 def _says_what_was_read(made_from: Mapping[str, str] | None) -> bool:
     """Whether a raw slice says it; those of version 0.1 do not, and their source may be gone."""
     return made_from is not None and "definition" in made_from
-
-
-def _sources(
-    store: OfflineStore, instance: dg.DagsterInstance, asset: str
-) -> Callable[[str], Mapping[str, str] | None]:
-    """What a partition of an asset was made from, by its file or by Dagster's record."""
-    published = cache(lambda: published_provenance(instance, dg.AssetKey(asset)))
-    return lambda key: store.made_from(asset, key or None) or published().get(key)
 
 
 def published_provenance(

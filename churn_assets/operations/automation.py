@@ -75,10 +75,9 @@ def slices_to_read(
     Those of which a raw table is missing, those of which something else was read than belongs to
     them, such as half of one, and those that are held back, because their source may be mended.
     """
-    assert store.catalog is not None
     ended = set(calendar.keys(calendar.slices, now))
     wanted = set[str]()
-    for name in filter(store.catalog().is_raw, store.tables):
+    for name in filter(store.declared.is_raw, store.tables):
         table = store.tables[name]
         recorded = instance.get_materialized_partitions(dg.AssetKey(name))
         have = {key for key in ended & set(recorded) if store.has(table, key)}
@@ -92,16 +91,14 @@ def ingestion_schedule(
     calendar: Calendar,
     store: OfflineStore,
     raw_assets: list[dg.AssetsDefinition],
-    definitions: Callable[[], dg.Definitions],
     clock: Callable[[], dt.datetime] = utc_now,
 ) -> dg.ScheduleDefinition:
     """Requests every slice that has ended and is to be read, contiguous ones in one run.
 
     Args:
         calendar: Where partitions lie.
-        store: Where files are.
+        store: Where files are, and the catalog.
         raw_assets: What it requests.
-        definitions: Gives the code location, which the schedule is part of.
         clock: Tells what is still to come; a tick may be evaluated later than it was due.
     """
     selection = [key for asset in raw_assets for key in asset.keys]
@@ -118,7 +115,7 @@ def ingestion_schedule(
         context: dg.ScheduleEvaluationContext,
     ) -> list[dg.RunRequest] | dg.SkipReason:
         now, instance = context.scheduled_execution_time, context.instance
-        forget_what_is_to_come(definitions(), store, calendar, instance, clock())
+        forget_what_is_to_come(store, instance, clock())
         missing = slices_to_read(store, calendar, instance, now)
         if not missing:
             ended = calendar.keys(calendar.slices, now)

@@ -13,10 +13,7 @@ from typing import Any
 
 import dagster as dg
 
-from churn_assets.cutoffs import Calendar
-from churn_assets.monitoring.inventory import with_catalog
 from churn_assets.stores.artefacts import ArtefactStore
-from churn_assets.stores.catalog import RAW
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.verdicts import verdict_path
 
@@ -24,22 +21,13 @@ log = logging.getLogger(__name__)
 
 
 def foreign_partitions(
-    defs: dg.Definitions,
-    store: OfflineStore,
-    calendar: Calendar,
-    instance: dg.DagsterInstance,
-    now: dt.datetime,
+    store: OfflineStore, instance: dg.DagsterInstance, now: dt.datetime
 ) -> dict[str, set[str]]:
     """The partitions that are there, on disk or in Dagster's record, and do not exist at `now`."""
-    store = with_catalog(store, defs, calendar)
-    assert store.catalog is not None
     found = {}
-    for name, spec in store.catalog().specs.items():
-        definition = spec.partitions_def
-        if not isinstance(definition, dg.TimeWindowPartitionsDefinition):
-            continue
+    for name, spec in store.declared.specs.items():
         there = {*instance.get_materialized_partitions(spec.key), *store.on_disk(name)}
-        if other := there - set(calendar.keys(definition, now)):
+        if other := there - set(store.declared.existing(name, now)):
             found[name] = other
     return found
 
@@ -59,28 +47,22 @@ def forget(
 
 
 def forget_what_is_to_come(
-    defs: dg.Definitions,
-    store: OfflineStore,
-    calendar: Calendar,
-    instance: dg.DagsterInstance,
-    now: dt.datetime,
+    store: OfflineStore, instance: dg.DagsterInstance, now: dt.datetime
 ) -> dict[str, set[str]]:
     """Forget everything that was made while a clock was ahead, and give it, by asset.
 
     That a clock was ahead shows in slices that are not over yet. What else does not exist may do so
     because a setting changed, and stays.
     """
-    if calendar.end is not None:
+    catalog = store.declared
+    if catalog.calendar.end is not None:
         return {}
-    store = with_catalog(store, defs, calendar)
-    assert store.catalog is not None
-    catalog = store.catalog()
     found = {
         name: later
-        for name, keys in foreign_partitions(defs, store, calendar, instance, now).items()
+        for name, keys in foreign_partitions(store, instance, now).items()
         if (later := {key for key in keys if catalog.belongs(name, key)})
     }
-    if not any(catalog.specs[name].group_name == RAW for name in found):
+    if not any(map(catalog.is_raw, found)):
         return {}
     log.warning(
         "%s partitions were made for a time that is still to come, by a clock that was ahead: they "

@@ -26,10 +26,10 @@ from churn_assets.monitoring.inventory import (
     present_partitions,
     with_catalog,
 )
-from churn_assets.monitoring.staleness import WHOLE
 from churn_assets.operations.jobs import INGEST, STAGES, Stage
 from churn_assets.operations.redefinition import made_first, survey
 from churn_assets.sources.tables import RAW_TABLES
+from churn_assets.stores.catalog import WHOLE
 from churn_assets.stores.offline import OfflineStore
 
 RAW_ASSETS = {
@@ -223,7 +223,7 @@ def backfill_batches(
     for batch in [batch for stage in stages for batch in planned(stage, {})]:
         for asset in batch.assets:
             targets[asset.path[-1]] |= set(batch.keys or [WHOLE])
-    found = survey(defs, store, calendar, instance, now)
+    found = survey(defs, store, instance, now)
     if any(stage.name == INGEST for stage in stages):
         slices = set().union(*found.to_read.values())
         for asset in defs.resolve_job_def(INGEST).asset_layer.selected_asset_keys:

@@ -15,19 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
-from churn_assets.cutoffs import Calendar
 from churn_assets.operations.forgetting import foreign_partitions, forget, sql_storage
 from churn_assets.stores.offline import OfflineStore
 
 # A run whose outcome was looked for and is as old as this is not looked for any more.
 KEPT_DAYS = 30
-
-OVER = [
-    dg.DagsterRunStatus.SUCCESS,
-    dg.DagsterRunStatus.FAILURE,
-    dg.DagsterRunStatus.CANCELED,
-]
 
 
 @dataclass(frozen=True)
@@ -44,9 +38,7 @@ class Prunable:
 
 
 def prunable(
-    defs: dg.Definitions,
     store: OfflineStore,
-    calendar: Calendar,
     instance: dg.DagsterInstance,
     now: dt.datetime,
     kept_days: int = KEPT_DAYS,
@@ -54,20 +46,20 @@ def prunable(
     """What `prune` removes.
 
     Args:
-        defs: The code location.
-        store: Where files are.
-        calendar: Where partitions lie.
+        store: Where files are, and the catalog.
         instance: Dagster's records.
         now: Decides which partitions exist, and how old a run is.
         kept_days: Runs that ended later than so many days before `now` stay.
     """
-    before = dg.RunsFilter(statuses=OVER, updated_before=now - dt.timedelta(days=kept_days))
+    before = dg.RunsFilter(
+        statuses=FINISHED_STATUSES, updated_before=now - dt.timedelta(days=kept_days)
+    )
     needed = runs_to_keep(instance)
     runs = [
         record.dagster_run.run_id for record in instance.get_run_records(before, ascending=True)
     ]
     return Prunable(
-        foreign_partitions(defs, store, calendar, instance, now),
+        foreign_partitions(store, instance, now),
         [run_id for run_id in runs if run_id not in needed],
     )
 

@@ -2,7 +2,8 @@
 
 A redefined partition (`monitoring.staleness`) is refused by whatever would be made from it, so it
 is made first where something missing needs it. The others are left until somebody asks for them.
-Footers and records are read here, no content, so it costs little however long history is.
+Footers, records and verdicts are read here, no content that is sound, so it costs little however
+long history is.
 """
 
 import datetime as dt
@@ -11,10 +12,9 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from churn_assets.cutoffs import Calendar
-from churn_assets.monitoring.inventory import held_back_partitions, present_partitions, with_catalog
-from churn_assets.monitoring.staleness import WHOLE, read_otherwise, redefined
-from churn_assets.stores.catalog import Catalog
+from churn_assets.monitoring.inventory import held_back_partitions, present_partitions
+from churn_assets.monitoring.staleness import read_otherwise, redefined, sources
+from churn_assets.stores.catalog import WHOLE, Catalog
 from churn_assets.stores.offline import OfflineStore
 
 
@@ -39,24 +39,19 @@ class Survey:
 def survey(
     defs: dg.Definitions,
     store: OfflineStore,
-    calendar: Calendar,
     instance: dg.DagsterInstance,
     now: dt.datetime,
 ) -> Survey:
-    """What there is of every asset that exists at `now`."""
-    store = with_catalog(store, defs, calendar)
-    assert store.catalog is not None
-    catalog, graph = store.catalog(), defs.resolve_asset_graph()
+    """What there is of every asset that exists at `now`; the store must have a catalog."""
+    catalog, graph = store.declared, defs.resolve_asset_graph()
     present, other, to_read = dict[str, set[str]](), dict[str, Collection[str]](), {}
     for asset in graph.toposorted_asset_keys:
         if asset not in graph.materializable_asset_keys:
             continue
-        name, definition = asset.path[-1], graph.get(asset).partitions_def
-        keys = present_partitions(defs, store, instance, asset)
-        if isinstance(definition, dg.TimeWindowPartitionsDefinition):
-            keys &= set(calendar.keys(definition, now))
+        name = asset.path[-1]
+        keys = present_partitions(defs, store, instance, asset) & set(catalog.existing(name, now))
         present[name] = keys
-        other[name] = redefined(store, instance, name, keys)
+        other[name] = redefined(store, name, keys, sources(store, instance, name))
         if catalog.is_raw(name):
             held_back = held_back_partitions(store, store.tables[name], keys)
             to_read[name] = held_back | read_otherwise(store, name, keys)

@@ -2,9 +2,9 @@
 
 Only what is served, and what is still to be graded: features, models and predictions of the cutoffs
 whose outcomes are still to come, and the training data that their models learn from, stage by stage
-in the order of the data. Raw slices are never read
-again by it, and older history is left to `churn backfill --stale`. A run that failed is tried once
-more; then a person has to look, an alert says so, and what is live stays live.
+in the order of the data. Raw slices are never read again by it, and older history is left to
+`churn backfill --stale`. A run that failed is tried once more; then a person has to look, an alert
+says so, and what is live stays live.
 
 What the newest cutoff lacks because a run met other definitions is made here too: the conditions of
 `operations.automation` request each partition once.
@@ -17,13 +17,14 @@ from functools import cache, partial
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from churn_assets.cutoffs import Calendar, utc_now
 from churn_assets.monitoring.inventory import failed_partitions, outcomes
-from churn_assets.monitoring.staleness import WHOLE
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.operations.plans import Batch, ranges, stages
 from churn_assets.operations.redefinition import Survey, made_first, survey
+from churn_assets.stores.catalog import WHOLE
 from churn_assets.stores.offline import OfflineStore
 
 SENSOR = "remake_what_was_redefined"
@@ -31,14 +32,6 @@ STARTED_BY = {"churn/started_by": SENSOR}
 # What a run remakes, and under which definitions: a change of them is tried anew.
 REMAKES = "churn/remakes"
 MOST_FAILURES = 2
-
-UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 def next_to_remake(
@@ -57,10 +50,8 @@ def next_to_remake(
         return None
     # Those whose outcomes are still to come: they will be graded under the present definitions.
     open_cutoffs = set(scored) - set(calendar.keys(calendar.realised_cutoffs, now))
-    found = survey(defs, store, calendar, instance, now)
-    partitions = {
-        n: defs.resolve_asset_graph().get(dg.AssetKey(n)).partitions_def for n in found.present
-    }
+    found = survey(defs, store, instance, now)
+    partitions = {name: found.catalog.specs[name].partitions_def for name in found.present}
     served = [n for n in found.present if partitions[n] == calendar.scored_cutoffs]
     known = [n for n in found.present if partitions[n] == calendar.cutoffs]
     starts = {n: keys for n, keys in found.redefined.items() if not found.catalog.is_raw(n)}
@@ -129,7 +120,9 @@ def sensor(
         context: dg.SensorEvaluationContext,
     ) -> dg.RunRequest | dg.SkipReason:
         instance = context.instance
-        if instance.get_runs(dg.RunsFilter(tags=STARTED_BY, statuses=UNFINISHED), limit=1):
+        if instance.get_runs(
+            dg.RunsFilter(tags=STARTED_BY, statuses=NOT_FINISHED_STATUSES), limit=1
+        ):
             return dg.SkipReason("A run is still going on.")
         found = next_to_remake(definitions(), store, calendar, instance, now())
         if found is None:

@@ -8,7 +8,7 @@ import dagster as dg
 
 from churn_assets.cutoffs import Calendar
 from churn_assets.models.training_rows import nobody_to_learn_from
-from churn_assets.monitoring.inventory import AssetInventory, with_catalog
+from churn_assets.monitoring.inventory import AssetInventory
 from churn_assets.operations.inspection import too_short
 from churn_assets.operations.redefinition import survey
 from churn_assets.settings import Settings
@@ -24,7 +24,6 @@ def after_backfill(
     now: dt.datetime,
 ) -> list[str]:
     """What a backfill has not made, and what it has left under other definitions."""
-    store = with_catalog(store, defs, calendar)
     scored = calendar.keys(calendar.scored_cutoffs, now)
     said = too_short(calendar, now)
     if without := nobody_to_learn_from(store, calendar, scored):
@@ -34,7 +33,7 @@ def after_backfill(
             f"later than CHURN_START ({calendar.start}), set it to the first day; `churn inspect` "
             "shows it."
         )
-    other = survey(defs, store, calendar, instance, now).redefined
+    other = survey(defs, store, instance, now).redefined
     return said + _redefined({asset: keys for asset, keys in other.items() if keys})
 
 

@@ -20,11 +20,10 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from churn_assets.stores.digests import file_digest
+from churn_assets.stores.digests import file_digest, read_once
 from churn_assets.stores.staging import staged, write_text
 
 MANIFEST = "manifest.json"
@@ -190,18 +189,17 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-@lru_cache(maxsize=100_000)
-def _was_readable(path: Path, modified_ns: int, size: int) -> bool:
+@read_once
+def _has_object(path: Path) -> bool:
     return _read_json(path) is not None
 
 
 def _is_readable(path: Path) -> bool:
-    """Whether a file has a JSON object; read again only when it was replaced."""
+    """Whether a file has a JSON object."""
     try:
-        stat = path.stat()
+        return _has_object(path)
     except OSError:
         return False
-    return _was_readable(path, stat.st_mtime_ns, stat.st_size)
 
 
 def find_provenance(manifest: Path) -> Mapping[str, str] | None:

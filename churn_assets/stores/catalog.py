@@ -10,6 +10,7 @@ because they are in that code. Partitions of two definitions are never mixed. Th
 chooses or reports is not in it: it makes what it makes again stale, and no row something else.
 """
 
+import datetime as dt
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,23 @@ DEFINING = frozenset({"rollups", "features", "ground_truth", "labels", "training
 # past an asset that depends on itself, so it is no dependency.
 READS_PREVIOUS = "churn/reads_previous_partition"
 
+# The one partition of an asset without partitions, where partitions are counted and listed.
+WHOLE = ""
+
 Key = str | None
 Present = Callable[[str], Sequence[Key]]
+
+
+class OtherDefinitions(ValueError):
+    """Partitions were asked for that were made under other definitions than the settings'."""
+
+    def __init__(self, asset: str, keys: Sequence[Key], needed: int) -> None:
+        super().__init__(
+            f"{asset} {keys[0] or ''} was made under other definitions than those of the settings "
+            f"({len(keys)} of {needed} partitions that are needed): of other features, another "
+            "horizon or lookback. Both would be mixed. Run `churn backfill --stale`, which makes "
+            "them again."
+        )
 
 
 @dataclass(frozen=True)
@@ -67,6 +83,13 @@ class Catalog:
         for name in specs:
             define(name)
         return cls(calendar, specs, definitions)
+
+    def existing(self, asset: str, now: dt.datetime) -> list[str]:
+        """The partitions of an asset that exist at `now`; `[WHOLE]` for one without partitions."""
+        definition = self.specs[asset].partitions_def
+        if not isinstance(definition, dg.TimeWindowPartitionsDefinition):
+            return [WHOLE]
+        return self.calendar.keys(definition, now)
 
     def is_raw(self, asset: str) -> bool:
         """Whether an asset is read from the source."""

@@ -1,17 +1,34 @@
-"""Digests of files: a file is read again only when it was replaced."""
+"""What is read of a file once, and again only when the file was replaced: its digest above all."""
 
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
+
+Read = TypeVar("Read")
 
 
-@lru_cache(maxsize=100_000)
-def _digest(path: Path, modified_ns: int, size: int) -> str:
+def read_once(read: Callable[[Path], Read]) -> Callable[[Path], Read]:
+    """The function, which reads a path again only where its time or size is another.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+
+    @lru_cache(maxsize=100_000)
+    def kept(path: Path, modified_ns: int, size: int) -> Read:
+        return read(path)
+
+    def current(path: Path) -> Read:
+        stat = path.stat()
+        return kept(path, stat.st_mtime_ns, stat.st_size)
+
+    return current
+
+
+@read_once
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content; read again only when the file was replaced."""
-    stat = path.stat()
-    return _digest(path, stat.st_mtime_ns, stat.st_size)

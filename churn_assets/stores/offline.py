@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from churn_assets.stores.artefacts import ArtefactStore, find_provenance
-from churn_assets.stores.catalog import Catalog
+from churn_assets.stores.catalog import Catalog, OtherDefinitions
 from churn_assets.stores.parquet import UnreadableFile, damage, footer, row_count
 from churn_assets.stores.sql import quoted
 from churn_assets.stores.staging import staged
@@ -96,10 +96,6 @@ class Partition:
     bytes: int
 
 
-class OtherDefinitions(ValueError):
-    """A partition was asked for that was made under other definitions than the settings'."""
-
-
 @dataclass(frozen=True)
 class OfflineStore:
     """Tables under one folder.
@@ -121,6 +117,12 @@ class OfflineStore:
     allow_shrink: bool = False
     gate: "Callable[[OfflineStore, Table, Sequence[str | None]], None] | None" = None
     catalog: Callable[[], Catalog] | None = None
+
+    @property
+    def declared(self) -> Catalog:
+        """The catalog, of a store that was opened with one."""
+        assert self.catalog is not None, "the store was opened without the graph"
+        return self.catalog()
 
     @property
     def root(self) -> Path:
@@ -208,7 +210,8 @@ class OfflineStore:
             OtherDefinitions: It was made under other definitions.
             operations.gate.HeldBack: It failed a blocking check.
         """
-        other = [key for key in self._wanted(table, keys) if self.is_redefined(table.name, key)]
+        wanted = self._wanted(table, keys)
+        other = [key for key in wanted if self.is_redefined(table.name, key)]
         if other and keys is None:
             keys = [key for key in self.keys(table) if key not in other]
             log.warning(
@@ -219,21 +222,15 @@ class OfflineStore:
                 other[0],
             )
             other = []
-        refused = OtherDefinitions(
-            f"{table.name} {other[0] if other else ''} was made under other definitions than those "
-            f"of the settings ({len(other)} of {len(keys or [None])} partitions that are needed): "
-            "of other features, another horizon or lookback. Both would be mixed. Run `churn "
-            "backfill --stale`, which makes them again."
-        )
         # Of one that says nothing, such as a file that was put there by hand, the contract may say
-        # more.
+        # more, so it is asked first.
         if any(self.made_from(table.name, key) for key in other):
-            raise refused
+            raise OtherDefinitions(table.name, other, len(wanted))
         scan = self.unchecked(table, keys)
         if self.gate is not None:
             self.gate(self, table, self._wanted(table, keys))
         if other:
-            raise refused
+            raise OtherDefinitions(table.name, other, len(wanted))
         return scan
 
     def _wanted(self, table: Table, keys: Sequence[str] | None) -> Sequence[str | None]:

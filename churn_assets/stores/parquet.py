@@ -5,8 +5,9 @@ What is read is kept per path, time and size, so a file is read again only when 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
+
+from churn_assets.stores.digests import read_once
 
 # What a footer says a file was made from, see `stores.provenance`.
 PROVENANCE = ("code_version", "inputs", "definition")
@@ -39,18 +40,13 @@ class Footer:
     damage: str = ""
 
 
+@read_once
 def footer(path: Path) -> Footer:
     """The footer of a Parquet file, which may be damaged.
 
     Raises:
         FileNotFoundError: There is no such file.
     """
-    stat = path.stat()
-    return _footer(path, stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache(maxsize=100_000)
-def _footer(path: Path, modified_ns: int, size: int) -> Footer:
     import pyarrow.parquet as pq
     from pyarrow import ArrowInvalid
 

@@ -76,8 +76,7 @@ def current_provenance(
         key: The partition; None for an asset without partitions.
         present: Gives the partitions of an asset; for many keys it looks into the folders once.
     """
-    assert store.catalog is not None
-    catalog = store.catalog()
+    catalog = store.declared
     digest = hashlib.sha256()
     for upstream, upstream_key in catalog.upstream(asset, key, present or store.present):
         content = file_digest(store.content(upstream, upstream_key))

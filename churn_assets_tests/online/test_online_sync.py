@@ -69,14 +69,21 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
     stop(settings.home)
 
 
-def run(settings: Settings, first: str, last: str, *, sync: bool = True) -> dg.AssetCheckEvaluation:
-    """The evaluation of the check after a sync, or without one."""
-    target = (
-        dg.AssetSelection.assets("online_features") if sync else dg.AssetSelection.checks(CHECK)
-    )
+def sync_job(settings: Settings, target: dg.AssetSelection) -> dg.JobDefinition:
+    """A job of the graph, of what the target selects."""
     job = dg.define_asset_job("sync", target)
     defs = dg.Definitions.merge(build_definitions(settings), dg.Definitions(jobs=[job]))
-    result = defs.resolve_job_def("sync").execute_in_process(
+    return defs.resolve_job_def("sync")
+
+
+SYNC = dg.AssetSelection.assets("online_features")
+OF_AUGUST = {RANGE_START: "2025-08-01", RANGE_END: "2025-08-01"}
+
+
+def run(settings: Settings, first: str, last: str, *, sync: bool = True) -> dg.AssetCheckEvaluation:
+    """The evaluation of the check after a sync, or without one."""
+    target = SYNC if sync else dg.AssetSelection.checks(CHECK)
+    result = sync_job(settings, target).execute_in_process(
         tags={RANGE_START: first, RANGE_END: last}, raise_on_error=False
     )
     (evaluation,) = result.get_asset_check_evaluations()
@@ -108,12 +115,9 @@ def test_a_version_without_customers_is_never_served(settings: Settings) -> None
             store.publish(
                 connection, table, [table.empty()], ["2025-08-01"], of_now(settings, name)
             )
-    job = dg.define_asset_job("sync", dg.AssetSelection.assets("online_features"))
-    defs = dg.Definitions.merge(build_definitions(settings), dg.Definitions(jobs=[job]))
+    job = sync_job(settings, SYNC)
     with pytest.raises(OnlineStoreError, match="nobody to serve at 2025-08-01"):
-        defs.resolve_job_def("sync").execute_in_process(
-            tags={RANGE_START: "2025-08-01", RANGE_END: "2025-08-01"}
-        )
+        job.execute_in_process(tags=OF_AUGUST)
     live = OnlineStore(online(settings)).live()
     assert live and str(live.cutoff) == "2025-07-01"
 
@@ -199,12 +203,9 @@ def test_an_external_server_is_left_alone_by_a_home_that_was_moved(
         home = tmp_path / "moved"
         served.home.rename(home)
         moved = served.model_copy(update={"home": home})
-        job = dg.define_asset_job("sync", dg.AssetSelection.assets("online_features"))
-        defs = dg.Definitions.merge(build_definitions(moved), dg.Definitions(jobs=[job]))
+        job = sync_job(moved, SYNC)
         with pytest.raises(AnotherInstallation, match="churn adopt --moved"):
-            defs.resolve_job_def("sync").execute_in_process(
-                tags={RANGE_START: "2025-08-01", RANGE_END: "2025-08-01"}
-            )
+            job.execute_in_process(tags=OF_AUGUST)
         live = OnlineStore(online(moved)).live()
         assert live and str(live.cutoff) == "2025-07-01"
         assert run(moved, "2025-07-01", "2025-07-01", sync=False).passed

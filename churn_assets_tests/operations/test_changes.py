@@ -36,8 +36,8 @@ from churn_assets.operations.installation import offline_store
 from churn_assets.operations.plans import Batch, Range, backfill_batches, refresh_batches, stages
 from churn_assets.operations.pruning import prunable, prune
 from churn_assets.operations.with_settings import DAGSTER_YAML
+from churn_assets.stores.catalog import OtherDefinitions
 from churn_assets.stores.identity import identify
-from churn_assets.stores.offline import OtherDefinitions
 from churn_assets.stores.views import create_views
 from churn_assets_tests.conftest import GROUPS, evaluate_quickly, make_settings
 
@@ -289,7 +289,7 @@ def test_partitions_outside_history_are_read_by_nothing(
     said = " ".join(remarks.of_status(list(state.inventory().values())))
     assert "foreign" in said
 
-    gone = foreign_partitions(state.defs, state.store, state.calendar, state.instance, NOW)
+    gone = foreign_partitions(state.store, state.instance, NOW)
     assert {name: gone[name] for name in foreign} == foreign | {
         "online_features": {"2025-06-01", "2025-08-01"}  # of which a copy has nothing online
     }
@@ -311,11 +311,11 @@ def test_what_a_clock_that_was_ahead_has_made_is_made_again(
     state.backfill("ingest", "features", "training_data", now=ahead)
     assert state.inventory(now)["raw_events"].foreign == {"2025-06-01", "2025-07-01"}
 
-    removed = forget_what_is_to_come(state.defs, state.store, state.calendar, state.instance, now)
+    removed = forget_what_is_to_come(state.store, state.instance, now)
     assert removed["raw_events"] == {"2025-06-01", "2025-07-01"}
     assert removed["training_dataset"] >= {"2025-06-01"}
     assert not any(row.foreign for row in state.inventory(now).values())
-    assert not forget_what_is_to_come(state.defs, state.store, state.calendar, state.instance, now)
+    assert not forget_what_is_to_come(state.store, state.instance, now)
     state.backfill("ingest", "features", "training_data", now=ahead)
     fresh.backfill("ingest", "features", "training_data", now=ahead)
     assert_equal(state, fresh)
@@ -329,21 +329,18 @@ def test_a_run_goes_when_later_ones_have_made_all_that_it_made(
     before = state.inventory()
     of_base = {record.dagster_run.run_id for record in state.instance.get_run_records()}
     later = NOW + dt.timedelta(days=400)
-    assert prunable(state.defs, state.store, state.calendar, state.instance, later).runs == []
+    assert prunable(state.store, state.instance, later).runs == []
 
     features = next(stage for stage in stages(()) if stage.name == "features")
     cutoffs = Range(dt.date(2025, 4, 1), dt.date(2025, 8, 1), again=True)
     for _ in range(2):
         state.backfill("features", wanted=cutoffs)
-    found = prunable(state.defs, state.store, state.calendar, state.instance, later)
+    found = prunable(state.store, state.instance, later)
     jobs = [state.instance.get_run_by_id(run_id) for run_id in found.runs]
     assert {run.job_name for run in jobs if run} == {features.name}
-    assert (
-        prunable(
-            state.defs, state.store, state.calendar, state.instance, dt.datetime.now(dt.UTC)
-        ).runs
-        == []
-    ), "it is too new"
+    assert prunable(state.store, state.instance, dt.datetime.now(dt.UTC)).runs == [], (
+        "it is too new"
+    )
 
     prune(state.store, state.instance, found)
     kept = {record.dagster_run.run_id for record in state.instance.get_run_records()}
