@@ -105,7 +105,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             ),
         ],
         resources={
-            "io_manager": OfflineIOManager(store),
+            "io_manager": OfflineIOManager(store, partial(identify, settings)),
             "online_io_manager": OnlineIOManager(store, calendar, settings.redis_url, identity),
         },
         # DuckDB uses every core within a step; a process per step would only add its start-up.

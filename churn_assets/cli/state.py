@@ -1,6 +1,7 @@
-"""Commands about the state folder itself: `accept`, `reset`, `adopt` and `prune`."""
+"""Commands about the state folder itself: `accept`, `reset`, `adopt`, `erase` and `prune`."""
 
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -8,6 +9,7 @@ from churn_assets.cli.values import settings_to_write, store_with_catalog
 from churn_assets.cutoffs import utc_now
 from churn_assets.operations.terminal import terminal
 from churn_assets.settings import Settings
+from churn_assets.stores.erased import FILE as ERASED
 
 SHOWN = 20
 
@@ -62,7 +64,10 @@ def reset(yes: bool) -> None:
     if settings.redis_url and name:
         click.echo(f"and, on the server that REDIS_URL names, every key churn:{name}:*")
     for kept in resets.kept(home)[:SHOWN]:
-        click.echo(f"Stays, as it is none of ours: {kept}")
+        why = "as it is none of ours"
+        if kept.name == ERASED:
+            why = "so that who was erased does not come back"
+        click.echo(f"Stays, {why}: {kept}")
     if settings.redis_url and not name:
         click.echo(
             "Stays: the keys on the server that REDIS_URL names, as the name of this installation "
@@ -133,4 +138,62 @@ def prune(yes: bool, days: int) -> None:
     click.echo("Removed.")
 
 
-COMMANDS = (accept, reset, adopt, prune)
+@click.command()
+@click.argument("customers", nargs=-1, required=True, metavar="ID...")
+@click.option("--retrain", is_flag=True, help="Have models that learned from them become stale.")
+@click.option("--yes", is_flag=True, help="Erase without asking.")
+def erase(customers: Sequence[str], retrain: bool, yes: bool) -> None:
+    """Erase customers: their rows, their id, and what the rows of others owe to them.
+
+    The source is not touched: erase them there too. Until then it does not bring them back. Models
+    that learned from them are named.
+    """
+    from churn_assets.definitions import build_definitions
+    from churn_assets.monitoring.inventory import inventory, with_catalog
+    from churn_assets.operations import erasure, traces
+    from churn_assets.operations.backfill import BackfillFailed, run_batch
+    from churn_assets.operations.installation import offline_store
+    from churn_assets.operations.instance import dagster_instance
+    from churn_assets.operations.progress import shown_progress
+    from churn_assets.operations.reset import refuse_while_running
+
+    settings = settings_to_write()
+    refuse_while_running(settings)
+    if not yes and not (
+        sys.stdin.isatty() and click.confirm(f"Erase {len(customers)} customers for good?")
+    ):
+        raise click.ClickException("Nothing was erased. With --yes it is.")
+    calendar, now = settings.calendar(), utc_now()
+    defs = build_definitions(settings)
+    store = with_catalog(offline_store(settings), defs, calendar)
+    console = terminal()
+    with dagster_instance(settings) as instance:
+        erased = erasure.begin(store, customers, inventory(defs, store, calendar, instance, now))
+        rows = erasure.erase_rows(store, erased)
+        online = erasure.erase_online(settings, customers)
+        traces.erase_snapshots(settings.home, customers)
+        traces.erase_traces(settings, instance, customers)
+        for table, count in rows.items():
+            console.print(f"{table}: {count:,} rows erased", highlight=False)
+        console.print(f"online: {online:,} rows erased", highlight=False)
+        remaking = erasure.Remaking(defs, store, calendar, instance, now, retrain)
+        for batch in remaking.batches():
+            with shown_progress(console, batch) as on_step:
+                try:
+                    run_batch(batch, defs, instance, on_step)
+                except BackfillFailed as failure:
+                    raise click.ClickException(
+                        f"{failure}\nThe customers are erased. What was made from their rows is "
+                        "not made again yet: give the same command again."
+                    ) from None
+        traces.erase_snapshots(settings.home, customers)
+        left = remaking.left()
+        erasure.finish(store)
+    for name, keys in remaking.learned.items():
+        console.print(f"{name} learned from them: {', '.join(sorted(keys)) or 'whole'}")
+    if left:
+        count = sum(map(len, left.values()))
+        console.print(f"{count} stale: `churn backfill --stale` makes them again.")
+
+
+COMMANDS = (accept, reset, adopt, erase, prune)

@@ -83,7 +83,7 @@ def describe(connection: "DuckDBPyConnection", rows: Scan) -> dict[str, Any]:
         f"SELECT {', '.join(f'avg({name})' for name in topics)} FROM {rows.sql}"
     ).fetchall()[0]
     known = [[i, f"{share:.1%}"] for i, share in enumerate(shares) if share is not None]
-    names = ["customer_id", "total_reviews", "avg_rating", "avg_sentiment_score"]
+    names = ["total_reviews", "avg_rating", "avg_sentiment_score"]
     sample = table.project(", ".join(names)).limit(5).fetchall()
     return {
         "customers_with_reviews": len(reviewers),

@@ -11,6 +11,7 @@ Nothing here reads features or labels, and nothing later reads the source.
 
 import datetime as dt
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -24,6 +25,7 @@ from churn_assets.sources.rows import OURS
 from churn_assets.sources.source import Source, SourceTable
 from churn_assets.sources.tables import EVENTS, RAW_TABLES, RawTable
 from churn_assets.stores.catalog import RAW
+from churn_assets.stores.erased import Erased
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.parquet import row_count
 from churn_assets.stores.provenance import provenances
@@ -53,11 +55,13 @@ def ingest(
     source: SourceTable | None,
     calendar: Calendar,
     keys: Sequence[str],
+    erased: Erased | None = None,
 ) -> Findings:
     """Fill `valid_rows` with the table's rows of the slices, add rejected ones to `rejected_rows`.
 
     Both are temporary tables of the connection. `rejected_rows` has the columns of
-    `quarantined_rows` and must exist; `valid_rows` is made anew.
+    `quarantined_rows` and must exist; `valid_rows` is made anew. Rows of erased customers are in
+    neither, and are counted as `erased_rows`.
 
     Returns:
         What is to be said of the rows.
@@ -80,6 +84,7 @@ def ingest(
         f"CREATE OR REPLACE TEMP TABLE parsed_rows AS SELECT * FROM ({parsed}) "
         f"WHERE slice IN ({dates})"
     )
+    left_out = _leave_out(connection, erased) if erased and erased.customers else {}
     if raw.generated_id:
         _generate_ids(connection, raw)
     _mark_duplicates(connection, raw)
@@ -108,7 +113,21 @@ def ingest(
         )
     findings = find(connection, raw, source, formats, pending)
     connection.execute("DROP TABLE parsed_rows")
-    return findings
+    shown = {
+        key: {**findings.metadata.get(key, {}), "erased_rows": count}
+        for key, count in left_out.items()
+    }
+    return replace(findings, metadata={**findings.metadata, **shown})
+
+
+def _leave_out(connection: "DuckDBPyConnection", erased: Erased) -> dict[str, int]:
+    """Delete the rows of erased customers from `parsed_rows`, and count them by slice."""
+    theirs = f"{erased.has('customer_id')} OR {erased.is_in('unreadable')}"
+    counts = connection.execute(
+        f"SELECT CAST(slice AS VARCHAR), count(*) FROM parsed_rows WHERE {theirs} GROUP BY ALL"
+    ).fetchall()
+    connection.execute(f"DELETE FROM parsed_rows WHERE {theirs}")
+    return dict(counts)
 
 
 def _generate_ids(connection: "DuckDBPyConnection", raw: RawTable) -> None:
@@ -194,6 +213,7 @@ def assets(
         newest = calendar.keys(calendar.slices, now())[-1]
         selected = {asset.path[-1] for asset in context.selected_asset_keys}
         read = tables_to_read(selected)
+        erased = Erased.read(store.home)
         with store.connect() as connection:
             connection.execute(f"CREATE TEMP TABLE rejected_rows AS {QUARANTINED_ROWS.empty()}")
             keep_rejected(connection, store, keys, read)
@@ -204,7 +224,7 @@ def assets(
                     ingested[raw_table.source_name] = stored_rows(store, raw_table, keys)
                     continue
                 source_table = source.read(connection, raw_table, begin, end)
-                findings = ingest(connection, raw_table, source_table, calendar, keys)
+                findings = ingest(connection, raw_table, source_table, calendar, keys, erased)
                 counts = connection.execute(
                     "SELECT CAST(slice AS VARCHAR), count(*) FROM valid_rows GROUP BY 1"
                 ).fetchall()

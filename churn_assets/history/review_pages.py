@@ -56,7 +56,7 @@ def review_metadata(
             for i, (share, top) in enumerate(zip(shares, words, strict=True))
         ]
         shown["topics"] = dg.MetadataValue.md(markdown(["topic", "share", "words"], table))
-    names = ["review_id", "customer_id", "rating", "text_length", "sentiment_score"]
+    names = ["review_id", "rating", "text_length", "sentiment_score"]
     sample = connection.execute(
         f"SELECT {', '.join(names)} FROM {rows} ORDER BY review_id LIMIT 5"
     ).fetchall()

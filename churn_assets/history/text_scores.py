@@ -15,7 +15,9 @@ from churn_assets.history import sentiment
 from churn_assets.history.text_vectors import DIMENSIONS, Vectors
 from churn_assets.history.topic_model import TextModels, TopicManifest
 from churn_assets.history.topics import TOPICS
+from churn_assets.sources.tables import REVIEWS
 from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.parquet import copy_to
 from churn_assets.stores.sql import quoted
 from churn_assets.stores.staging import publish, staged
 from churn_assets.stores.tables import Column, Table
@@ -142,3 +144,27 @@ def _keep(connection: "DuckDBPyConnection", store: OfflineStore, folder: Path) -
     with staged(store.home) as path:
         connection.execute(f"COPY scored_chunk TO '{quoted(path)}' (FORMAT parquet)")
         publish(path, folder / f"{name}.parquet")
+
+
+def forget_scores(connection: "DuckDBPyConnection", store: OfflineStore, theirs: str) -> None:
+    """Delete the kept scores of texts that only some customers wrote.
+
+    Args:
+        connection: An open connection.
+        store: Where scores and reviews are.
+        theirs: SQL for whether `customer_id` is one of them.
+    """
+    table = store.tables[REVIEWS.table.name]
+    reviews = store.unchecked(table, store.on_disk(table.name)).sql
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE forgotten AS SELECT sha256(text) AS text_hash "
+        f"FROM {reviews} WHERE text IS NOT NULL GROUP BY ALL HAVING bool_and({theirs})"
+    )
+    of_them = "text_hash IN (FROM forgotten)"
+    for path in (store.home / "text_scores").glob("*/*.parquet"):
+        kept = f"FROM read_parquet('{quoted(path)}')"
+        [(count,)] = connection.execute(f"SELECT count(*) {kept} WHERE {of_them}").fetchall()
+        if count:
+            with staged(store.home) as made:
+                connection.execute(copy_to(made, f"{kept} WHERE NOT {of_them}", {}))
+                publish(made, path)

@@ -28,7 +28,7 @@ from churn_assets.models.promotion import Decision, Graded, decide_promotion
 from churn_assets.models.runs import CHALLENGER, CHAMPION, ModelRuns
 from churn_assets.models.training_plan import mature_at, needs_graded_fit, require_mature
 from churn_assets.models.training_rows import MOST_TRAINING_ROWS, TARGET, drawn, training_rows
-from churn_assets.stores.catalog import READS_PREVIOUS
+from churn_assets.stores.catalog import READS_PREVIOUS, bounds_of, is_within
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.pages import markdown
 from churn_assets.stores.provenance import code_digest
@@ -112,9 +112,11 @@ def find_champion(model_store: ModelStore, cutoff: dt.date) -> Champion | None:
     return Champion(**content, incumbent_identity=ModelIdentity(**incumbent) if incumbent else None)
 
 
-def newest_champion(model_store: ModelStore) -> Champion | None:
-    """The decision of the newest cutoff that has one."""
-    decided = model_store.cutoffs(CHAMPION_MODEL.name)
+def newest_champion(model_store: ModelStore, calendar: Calendar) -> Champion | None:
+    """The decision of the newest cutoff of history that has one."""
+    bounds = bounds_of(calendar.scored_cutoffs)
+    cutoffs = model_store.cutoffs(CHAMPION_MODEL.name)
+    decided = [key for key in cutoffs if is_within(bounds, key)]
     return find_champion(model_store, parse_key(decided[-1])) if decided else None
 
 

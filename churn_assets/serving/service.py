@@ -59,7 +59,7 @@ class StateFolder:
         self.champion = LiveChampion(
             ModelStore(settings.home),
             groups,
-            settings.lookback_days,
+            settings.calendar(),
             Economics.of(settings).threshold,
         )
 

@@ -14,6 +14,7 @@ What the files are is not known here.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -120,6 +121,13 @@ class ArtefactStore:
                         if leftover.is_dir() and leftover.name not in {version, previous}:
                             shutil.rmtree(leftover)
 
+    def restamp(self, asset: str, cutoff: str | None, provenance: Mapping[str, str]) -> None:
+        """Have the current version say that it was made from something else of equal meaning."""
+        content = self.read(asset, cutoff)
+        if content is not None:
+            said = json.dumps({**content, "provenance": dict(provenance)}, indent=2)
+            write_text(self.home, self.manifest_path(asset, cutoff), said)
+
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
@@ -173,11 +181,12 @@ def _holds(folder: Path, content: Mapping[str, Any]) -> bool:
     """
     if damage(folder):
         return False
-    kept, wanted = (
-        json.dumps({**each, "provenance": None}, sort_keys=True)  # text, in which NaN equals NaN
-        for each in (_read_json(folder / MANIFEST) or {}, content)
-    )
-    return kept == wanted
+    return _content(_read_json(folder / MANIFEST) or {}) == _content(content)
+
+
+def _content(manifest: Mapping[str, Any]) -> str:
+    """A manifest but for its provenance, as text, in which NaN equals NaN."""
+    return json.dumps({**manifest, "provenance": None}, sort_keys=True)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -200,6 +209,15 @@ def _is_readable(path: Path) -> bool:
         return _has_object(path)
     except OSError:
         return False
+
+
+@read_once
+def content_digest(manifest: Path) -> str:
+    """SHA-256 of what a manifest says but for its provenance: equal content may be made again."""
+    content = _read_json(manifest)
+    if content is None:
+        return file_digest(manifest)
+    return hashlib.sha256(_content(content).encode()).hexdigest()
 
 
 def find_provenance(manifest: Path) -> Mapping[str, str] | None:

@@ -114,19 +114,14 @@ class Catalog:
 
         What is still to come, or not mature yet, may belong to it: that needs a clock.
         """
-        first, end = self.bounds(asset)
-        return first <= key and (not end or key < end)
+        return is_within(self.bounds(asset), key)
 
     def bounds(self, asset: str) -> tuple[str, str]:
         """The first partition of an asset and the first after its last; empty where there is none.
 
         Empty for an asset without partitions, and one that is not in the catalog.
         """
-        definition = self.specs[asset].partitions_def if asset in self.specs else None
-        if not isinstance(definition, dg.TimeWindowPartitionsDefinition):
-            return "", ""
-        end = definition.end
-        return f"{definition.start:%Y-%m-%d}", f"{end:%Y-%m-%d}" if end else ""
+        return bounds_of(self.specs[asset].partitions_def if asset in self.specs else None)
 
     def upstream(self, asset: str, key: Key, present: Present) -> Iterator[tuple[str, Key]]:
         """The partitions that a partition is made from, of those that `present` gives."""
@@ -155,6 +150,20 @@ class Catalog:
         before = calendar.start if day == calendar.first_slice else ""
         after = calendar.end if day == calendar.last_slice else ""
         return f"[{begin.isoformat()}, {end.isoformat()}) {before} {after}"
+
+
+def bounds_of(definition: dg.PartitionsDefinition[str] | None) -> tuple[str, str]:
+    """The first partition of a definition and the first after its last; empty without them."""
+    if not isinstance(definition, dg.TimeWindowPartitionsDefinition):
+        return "", ""
+    end = definition.end
+    return f"{definition.start:%Y-%m-%d}", f"{end:%Y-%m-%d}" if end else ""
+
+
+def is_within(bounds: tuple[str, str], key: str) -> bool:
+    """Whether a partition lies in bounds."""
+    first, end = bounds
+    return first <= key and (not end or key < end)
 
 
 def upstream_keys(

@@ -5,6 +5,7 @@ Python. What is made carries its provenance, and its partition's page the counts
 """
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import dagster as dg
@@ -14,10 +15,17 @@ from churn_assets.stores.provenance import provenances
 
 
 class OfflineIOManager(dg.IOManager):
-    """Hands assets a `Scan` of their upstream partitions and publishes the `Query` they return."""
+    """Hands assets a `Scan` of their upstream partitions and publishes the `Query` they return.
 
-    def __init__(self, store: OfflineStore) -> None:
+    Args:
+        store: Where files are.
+        identify: Called before something is written: it writes whose state the folder is where it
+            is new, and raises where it is that of other settings.
+    """
+
+    def __init__(self, store: OfflineStore, identify: Callable[[], object]) -> None:
         self.store = store
+        self.identify = identify
 
     def load_input(self, context: dg.InputContext) -> Scan:
         table = self.store.tables[context.asset_key.path[-1]]
@@ -26,6 +34,7 @@ class OfflineIOManager(dg.IOManager):
         return self.store.scan(table, sorted(context.asset_partition_keys))
 
     def handle_output(self, context: dg.OutputContext, obj: Query) -> None:
+        self.identify()
         table = self.store.tables[context.asset_key.path[-1]]
         keys: list[str | None] = (
             [*context.asset_partition_keys] if context.has_asset_partitions else [None]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from churn_assets.stores.artefacts import ArtefactStore, find_provenance
 from churn_assets.stores.catalog import Catalog, OtherDefinitions
-from churn_assets.stores.parquet import UnreadableFile, damage, footer, row_count
+from churn_assets.stores.parquet import UnreadableFile, copy_to, damage, footer, row_count
 from churn_assets.stores.sql import quoted
 from churn_assets.stores.staging import staged
 from churn_assets.stores.tables import Table
@@ -310,13 +310,9 @@ class OfflineStore:
     ) -> Partition:
         target = self.path(table, key)
         where = "true" if key is None else f"{table.partitioned_by} = DATE '{key}'"
-        footer = ", ".join(f"{name}: '{value}'" for name, value in provenance.items())
+        rows_of_key = f"SELECT * FROM staged WHERE {where} ORDER BY {', '.join(table.key)}"
         with staged(self.home) as path:
-            connection.execute(
-                f"COPY (SELECT * FROM staged WHERE {where} ORDER BY {', '.join(table.key)}) "
-                f"TO '{quoted(path)}' (FORMAT parquet, COMPRESSION zstd, "
-                f"KV_METADATA {{{footer}}})"
-            )
+            connection.execute(copy_to(path, rows_of_key, provenance))
             rows = row_count(path)
             if not self._is_cut_otherwise(table, key, provenance):
                 self._refuse_shrinking(table, key, target, rows)

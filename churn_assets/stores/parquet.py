@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from churn_assets.stores.digests import read_once
+from churn_assets.stores.sql import quoted
 
 # What a footer says a file was made from, see `stores.provenance`.
 PROVENANCE = ("code_version", "inputs", "definition")
@@ -59,6 +60,13 @@ def footer(path: Path) -> Footer:
         int(metadata.num_rows),
         {name: said[name.encode()].decode() for name in PROVENANCE if name.encode() in said},
     )
+
+
+def copy_to(path: Path, select: str, provenance: Mapping[str, str]) -> str:
+    """The statement that writes the rows of a SELECT, and what they were made from, to a file."""
+    said = ", ".join(f"{name}: '{value}'" for name, value in provenance.items())
+    footer = f", KV_METADATA {{{said}}}" if said else ""
+    return f"COPY ({select}) TO '{quoted(path)}' (FORMAT parquet, COMPRESSION zstd{footer})"
 
 
 def row_count(path: Path) -> int:

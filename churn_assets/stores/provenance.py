@@ -14,7 +14,7 @@ from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
-from churn_assets.stores.artefacts import ArtefactStore
+from churn_assets.stores.artefacts import MANIFEST, ArtefactStore, content_digest
 from churn_assets.stores.catalog import Present
 from churn_assets.stores.digests import file_digest
 from churn_assets.stores.offline import OfflineStore
@@ -79,7 +79,8 @@ def current_provenance(
     catalog = store.declared
     digest = hashlib.sha256()
     for upstream, upstream_key in catalog.upstream(asset, key, present or store.present):
-        content = file_digest(store.content(upstream, upstream_key))
+        path = store.content(upstream, upstream_key)
+        content = content_digest(path) if path.name == MANIFEST else file_digest(path)
         digest.update(f"{upstream} {upstream_key} {content}\n".encode())
     digest.update(catalog.reading(asset, key).encode())
     digest.update(_incumbent(store, asset, catalog.previous(asset, key)).encode())

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from churn_assets.cutoffs import Cadence, Calendar, parse_key
+from churn_assets.cutoffs import Cadence, Calendar, midnight, parse_key
 from churn_assets.models.artefacts import GRADED, Manifest, ModelStore
 from churn_assets.models.candidates import train
 from churn_assets.models.champion import (
@@ -321,6 +321,21 @@ def test_a_decision_of_version_0_1_says_nothing_of_its_incumbent(tmp_path: Path)
     assert find_champion(models, calendar.first_scored) == decided
 
 
+def test_a_decision_outside_history_is_not_the_newest(tmp_path: Path) -> None:
+    calendar = Calendar(dt.date(2025, 1, 1), training_cutoffs=2)
+    first = calendar.first_scored
+    second = calendar.shift(first, 1)
+    store = shop(tmp_path, calendar, [first, second])
+    models = ModelStore(store.home)
+    for cutoff in (first, second):
+        trained(store, calendar, cutoff)
+        decide(store, calendar, cutoff)
+    ends = Calendar(calendar.start, training_cutoffs=2, end=midnight(second) - dt.timedelta(days=1))
+    for history, newest in ((calendar, second), (ends, first)):
+        found = newest_champion(models, history)
+        assert found and found.cutoff == newest.isoformat()
+
+
 def test_a_decision_that_cannot_be_read_counts_as_not_made(tmp_path: Path) -> None:
     calendar = Calendar(dt.date(2025, 1, 1), training_cutoffs=2)
     first = calendar.first_scored
@@ -333,7 +348,7 @@ def test_a_decision_that_cannot_be_read_counts_as_not_made(tmp_path: Path) -> No
     path = models.manifest_path(CHAMPION_MODEL.name, second.isoformat())
     path.write_text(path.read_text()[:-1])
     assert find_champion(models, second) is None
-    newest = newest_champion(models)
+    newest = newest_champion(models, calendar)
     assert newest
     assert newest.cutoff == first.isoformat()
     with pytest.raises(FileNotFoundError, match="no champion_model for cutoff"):

@@ -202,7 +202,7 @@ def test_the_choice_is_shown_and_owes_nothing_to_the_hold_out(tmp_path: Path):
             assets,
             partition_key="2025-09-01",
             instance=instance,
-            resources={"io_manager": OfflineIOManager(known)},
+            resources={"io_manager": OfflineIOManager(known, dict)},
         )
         records = instance.get_records_for_run(result.run_id).records
     [event] = result.asset_materializations_for_node(names[0])

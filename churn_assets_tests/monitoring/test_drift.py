@@ -335,7 +335,7 @@ def running(store: OfflineStore) -> Iterator[Any]:
     defs = dg.Definitions(
         assets=[*own, *upstream],
         jobs=[dg.define_asset_job("drift", dg.AssetSelection.assets(DRIFT_REPORT.name))],
-        resources={"io_manager": OfflineIOManager(known)},
+        resources={"io_manager": OfflineIOManager(known, dict)},
         executor=dg.in_process_executor,
     )
     with dg.DagsterInstance.ephemeral() as instance:

@@ -1,0 +1,65 @@
+"""Erasing customers from the online store: from every version that is retained.
+
+What is left counts as whole: the number of rows in the manifest is lowered with each row. In a
+cluster, whose scripts see one key, that is two steps; a call that was killed between them leaves a
+version that no rollback goes to.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Collection
+from typing import Any
+
+from churn_assets.online.versions import Namespace, OnlineVersion
+
+# Keys: bucket, manifest. Arguments: the customers.
+_ERASE = """
+local erased = redis.call('HDEL', KEYS[1], unpack(ARGV))
+if erased > 0 then
+    local manifest = redis.call('GET', KEYS[2])
+    redis.call('SET', KEYS[2], (manifest:gsub('"rows": (%d+)', function(rows)
+        return '"rows": ' .. string.format('%d', rows - erased)
+    end)))
+end
+return erased
+"""
+
+
+def erase(namespace: Namespace, customers: Collection[str]) -> int:
+    """Delete the rows of customers, and give how many there were in all versions."""
+    erased = 0
+    for name in filter(None, namespace.retained()):
+        version = OnlineVersion.read(namespace, name)
+        if version is None:
+            continue
+        buckets = defaultdict[int, list[str]](list)
+        for customer in customers:
+            buckets[version.bucket(customer)].append(customer)
+        for bucket, of_bucket in buckets.items():
+            keys = (namespace.key(name, bucket), namespace.key(name, "manifest"))
+            erased += _erase(namespace.client, *keys, of_bucket)
+    return erased
+
+
+def _erase(client: Any, bucket: str, manifest: str, customers: list[str]) -> int:
+    import redis
+
+    if not isinstance(client, redis.RedisCluster):
+        return int(client.eval(_ERASE, 2, bucket, manifest, *customers))
+    erased = int(client.hdel(bucket, *customers))
+    if erased:
+        content = json.loads(client.get(manifest) or "{}")
+        client.set(manifest, json.dumps({**content, "rows": content["rows"] - erased}))
+    return erased
+
+
+def compact(client: Any) -> None:
+    """Have a private server write its file anew, without what was deleted, and wait for it."""
+    import time
+
+    client.bgrewriteaof()
+    while True:
+        state = client.info("persistence")
+        if not (state["aof_rewrite_in_progress"] or state["aof_rewrite_scheduled"]):
+            return
+        time.sleep(0.01)
