@@ -93,7 +93,7 @@ def _block(
 ) -> Block:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     values = ([row.get(key) for row in rows] for key in keys)
-    return Block(dict(zip(unique_names(keys), values, strict=True)), numbers, unreadable)
+    return Block(dict(zip(unique_names(keys), values, strict=True)), numbers, unreadable, True)
 
 
 def _is_text(value: dict[str, Any]) -> bool:

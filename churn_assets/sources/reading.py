@@ -153,7 +153,9 @@ def _as_arrow(file: InputFile, block: Block) -> "pa.Table":
         text = values
         if not isinstance(values, pa.ChunkedArray):
             text = pa.array([*values, *nothing] if nothing else values, pa.string())
-        columns[column] = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+        if not block.tells_empty:
+            text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+        columns[column] = text
     return pa.table(columns)
 
 

@@ -38,11 +38,14 @@ class Block:
         columns: The values of each column; None where the file has none.
         lines: The number of the line on which each row begins.
         unreadable: Lines among them that are no rows.
+        tells_empty: Whether the format tells an empty text from a missing one. In CSV both are
+            nothing between two commas.
     """
 
     columns: Mapping[str, Sequence[str | None]]
     lines: Sequence[int]
     unreadable: list[Unreadable] = field(default_factory=list)
+    tells_empty: bool = False
 
 
 def unique_names(header: Iterable[str]) -> tuple[str, ...]:
