@@ -25,12 +25,20 @@ from churn_assets.models.runs import CHALLENGER, CHAMPION, ModelRuns
 from churn_assets.models.training_plan import training_plan
 from churn_assets.stores.identity import FILE as IDENTITY
 from churn_assets.stores.identity import AnotherInstallation, adopt
-from churn_assets.stores.tracking import ASSET_TAG, INSTALLATION_TAG, PARTITION_TAG
-from churn_assets_tests.conftest import make_settings, model_runs
+from churn_assets.stores.tracking import ASSET_TAG, INSTALLATION_TAG, PARTITION_TAG, Tracking
+from churn_assets_tests.conftest import make_mlflow_database, make_settings, model_runs
 from churn_assets_tests.models.test_models import CALENDAR, COLUMNS, VERSIONS, rows
 
 LOGISTIC, _, _, XGBOOST = ESTIMATORS
 NEWEST = "2025-12-01"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_it_is() -> Iterator[None]:
+    """The database of a home is made by MLflow, as for a user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tracking, "_make_database", make_mlflow_database)
+        yield
 
 
 @pytest.fixture(scope="module")
