@@ -112,10 +112,20 @@ def find_champion(model_store: ModelStore, cutoff: dt.date) -> Champion | None:
     return Champion(**content, incumbent_identity=ModelIdentity(**incumbent) if incumbent else None)
 
 
-def newest_champion(model_store: ModelStore) -> Champion | None:
-    """The decision of the newest cutoff that has one."""
+def newest_champion(calendar: Calendar, model_store: ModelStore) -> Champion | None:
+    """The decision of the newest cutoff of history that has one."""
+    end = calendar.scored_cutoffs.end
     decided = model_store.cutoffs(CHAMPION_MODEL.name)
-    return find_champion(model_store, parse_key(decided[-1])) if decided else None
+    of_history = [key for key in decided if end is None or key < f"{end:%Y-%m-%d}"]
+    return find_champion(model_store, parse_key(of_history[-1])) if of_history else None
+
+
+def previous_champion(
+    calendar: Calendar, model_store: ModelStore, cutoff: dt.date
+) -> Champion | None:
+    """The decision of the cutoff before, or None where that is no cutoff with models."""
+    previous = calendar.shift(cutoff, -1)
+    return None if previous < calendar.first_scored else find_champion(model_store, previous)
 
 
 def champion_of(calendar: Calendar, model_store: ModelStore, cutoff: dt.date) -> Manifest:
@@ -145,7 +155,7 @@ def incumbent_of(
     None where there is none, where its model is not there as it was written, or where that was made
     under other definitions.
     """
-    champion = find_champion(model_store, calendar.shift(cutoff, -1))
+    champion = previous_champion(calendar, model_store, cutoff)
     if (
         champion is None
         or not model_store.is_whole(champion.model, champion.model_cutoff)
@@ -179,7 +189,7 @@ def choose_champion(
     candidates = {name: model_store.manifest(name, cutoff.isoformat()) for name in models}
     holdout = mature_at(calendar, cutoff)[-1]
     rows = training_rows(store, [holdout])
-    previous = find_champion(model_store, calendar.shift(cutoff, -1))
+    previous = previous_champion(calendar, model_store, cutoff)
     defending = find_incumbent(
         calendar,
         model_store,
@@ -275,7 +285,7 @@ def decision_rows(
 # What decides a champion: who is graded, on which rows and by which fit, and who wins.
 CODE = (
     *(promotion, grades, bootstrap),
-    *(choose_champion, incumbent, incumbent_of, _graded, decision_rows),
+    *(choose_champion, previous_champion, incumbent, incumbent_of, _graded, decision_rows),
     *(mature_at, require_mature, needs_graded_fit, training_rows, drawn),
 )
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from churn_assets.cutoffs import Calendar
 from churn_assets.features import Groups, feature_versions
 from churn_assets.models.artefacts import (
     FeatureMismatch,
@@ -82,17 +83,17 @@ class LiveChampion:
 
     Args:
         store: Has the decisions and models.
+        calendar: Says which cutoffs there are; its lookback is for reasons.
         groups: The features as they are defined now.
-        lookback_days: For reasons.
         threshold: Probability from which contacting a customer pays.
     """
 
     def __init__(
-        self, store: ModelStore, groups: Groups, lookback_days: int, threshold: float
+        self, store: ModelStore, calendar: Calendar, groups: Groups, threshold: float
     ) -> None:
         self._store = store
+        self._calendar = calendar
         self._groups = groups
-        self._lookback_days = lookback_days
         self._threshold = threshold
         self.model: LiveModel | None = None
         self.problem = "no champion was chosen yet; `churn backfill --stage models` does"
@@ -100,7 +101,7 @@ class LiveChampion:
     def watch(self) -> None:
         """Load the champion of the newest decision, if it is not the one in use."""
         try:
-            decision = newest_champion(self._store)
+            decision = newest_champion(self._calendar, self._store)
             if decision and (self.model is None or self.model.decision != decision):
                 self.model = self._load(decision)
                 log.info("The champion is %s of %s.", decision.model, decision.model_cutoff)
@@ -132,7 +133,7 @@ class LiveChampion:
         manifest = Manifest.from_json((folder / MANIFEST).read_text())
         refuse_other_features(manifest, feature_versions(self._groups))
         model = read_artefact(folder)
-        explains = explainer(self._groups, manifest, model, self._lookback_days)
+        explains = explainer(self._groups, manifest, model, self._calendar.lookback_days)
         return LiveModel(decision, manifest, Scorer(model), explains, self._threshold)
 
     def _keep(self, problem: str) -> None:

@@ -58,8 +58,8 @@ class StateFolder:
         self.rows = Rows(settings.home, settings.redis_url, self._identity, away)
         self.champion = LiveChampion(
             ModelStore(settings.home),
+            settings.calendar(),
             groups,
-            settings.lookback_days,
             Economics.of(settings).threshold,
         )
 

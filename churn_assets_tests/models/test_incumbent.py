@@ -333,7 +333,7 @@ def test_a_decision_that_cannot_be_read_counts_as_not_made(tmp_path: Path) -> No
     path = models.manifest_path(CHAMPION_MODEL.name, second.isoformat())
     path.write_text(path.read_text()[:-1])
     assert find_champion(models, second) is None
-    newest = newest_champion(models)
+    newest = newest_champion(calendar, models)
     assert newest
     assert newest.cutoff == first.isoformat()
     with pytest.raises(FileNotFoundError, match="no champion_model for cutoff"):
