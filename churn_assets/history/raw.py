@@ -23,8 +23,9 @@ from churn_assets.history.parsing import parse_query, times_query
 from churn_assets.history.quarantine import QUARANTINED_ROWS, quarantine_metadata
 from churn_assets.sources.rows import OURS
 from churn_assets.sources.source import Source, SourceTable
+from churn_assets.sources.synthetic import Synthetic
 from churn_assets.sources.tables import EVENTS, RAW_TABLES, RawTable
-from churn_assets.stores.catalog import RAW
+from churn_assets.stores.catalog import OPENS_AT_START, RAW
 from churn_assets.stores.erased import Erased
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.parquet import row_count
@@ -185,6 +186,8 @@ def assets(
         "quarantined_rows": "Source rows that could not be used, each with its reason.",
     }
 
+    opens = {OPENS_AT_START: True} if isinstance(source, Synthetic) else {}
+
     @dg.multi_asset(
         name="raw",
         outs={
@@ -193,7 +196,7 @@ def assets(
                 kinds={"duckdb", "parquet"},
                 owners=["team:data"],
                 tags={"layer": "raw"},
-                metadata={"dagster/column_schema": table.as_dagster()},
+                metadata={"dagster/column_schema": table.as_dagster(), **opens},
                 code_version=PARSER_VERSION,
                 group_name=RAW,
                 dagster_type=dg.Any,

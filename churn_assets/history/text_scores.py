@@ -7,6 +7,7 @@ known here.
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from churn_assets.history.topic_model import TextModels, TopicManifest
 from churn_assets.history.topics import TOPICS
 from churn_assets.sources.tables import REVIEWS
 from churn_assets.stores.offline import OfflineStore
-from churn_assets.stores.parquet import copy_to
+from churn_assets.stores.parquet import copy_to, damage
 from churn_assets.stores.sql import quoted
 from churn_assets.stores.staging import publish, staged
 from churn_assets.stores.tables import Column, Table
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 # Texts that are scored together: what is lost by a kill, and the memory that scoring takes. A
 # sentence embedding takes some 20 milliseconds.
 CHUNK, CHUNK_WITH_EMBEDDINGS = 200_000, 5_000
+
+log = logging.getLogger(__name__)
 
 SENTIMENT_TYPE, VECTOR_TYPE = "DECIMAL(5, 4)", "DECIMAL(7, 6)"  # sums of decimals are exact
 SENTIMENT_COLUMN = Column("sentiment_score", SENTIMENT_TYPE, "VADER compound score", "-1 to 1")
@@ -107,9 +110,9 @@ def score_new_texts(
         models: The same, opened.
     """
     folder = store.home / "text_scores" / scores_version(manifest)
-    kept = f"read_parquet('{quoted(folder / '*.parquet')}')"
+    kept = ", ".join(f"'{quoted(path)}'" for path in _readable(folder))
     table = scores_table(manifest.vectors)
-    known = kept if any(folder.glob("*.parquet")) else f"({table.empty()})"
+    known = f"read_parquet([{kept}])" if kept else f"({table.empty()})"
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE known_scores AS SELECT DISTINCT * "
         f"FROM {known} WHERE text_hash IN (SELECT sha256(text) FROM {reviews})"
@@ -134,6 +137,18 @@ def score_new_texts(
         _keep(connection, store, folder)
         connection.execute("INSERT INTO known_scores FROM scored_chunk")
         yield min(start + size, total), total
+
+
+def _readable(folder: Path) -> list[Path]:
+    """The files of scores in a folder. A damaged one is deleted: its texts are scored again."""
+    found = []
+    for path in sorted(folder.glob("*.parquet")):
+        if why := damage(path):
+            log.warning("%s cannot be read, so its texts are scored again: %s", path, why)
+            path.unlink(missing_ok=True)
+        else:
+            found.append(path)
+    return found
 
 
 def _keep(connection: "DuckDBPyConnection", store: OfflineStore, folder: Path) -> None:
@@ -161,7 +176,8 @@ def forget_scores(connection: "DuckDBPyConnection", store: OfflineStore, theirs:
         f"FROM {reviews} WHERE text IS NOT NULL GROUP BY ALL HAVING bool_and({theirs})"
     )
     of_them = "text_hash IN (FROM forgotten)"
-    for path in (store.home / "text_scores").glob("*/*.parquet"):
+    folders = (store.home / "text_scores").glob("*")
+    for path in (path for folder in folders for path in _readable(folder)):
         kept = f"FROM read_parquet('{quoted(path)}')"
         [(count,)] = connection.execute(f"SELECT count(*) {kept} WHERE {of_them}").fetchall()
         if count:

@@ -112,12 +112,20 @@ def find_champion(model_store: ModelStore, cutoff: dt.date) -> Champion | None:
     return Champion(**content, incumbent_identity=ModelIdentity(**incumbent) if incumbent else None)
 
 
-def newest_champion(model_store: ModelStore, calendar: Calendar) -> Champion | None:
+def newest_champion(calendar: Calendar, model_store: ModelStore) -> Champion | None:
     """The decision of the newest cutoff of history that has one."""
     bounds = bounds_of(calendar.scored_cutoffs)
     cutoffs = model_store.cutoffs(CHAMPION_MODEL.name)
     decided = [key for key in cutoffs if is_within(bounds, key)]
     return find_champion(model_store, parse_key(decided[-1])) if decided else None
+
+
+def previous_champion(
+    calendar: Calendar, model_store: ModelStore, cutoff: dt.date
+) -> Champion | None:
+    """The decision of the cutoff before, or None where that is no cutoff with models."""
+    previous = calendar.shift(cutoff, -1)
+    return None if previous < calendar.first_scored else find_champion(model_store, previous)
 
 
 def champion_of(calendar: Calendar, model_store: ModelStore, cutoff: dt.date) -> Manifest:
@@ -147,7 +155,7 @@ def incumbent_of(
     None where there is none, where its model is not there as it was written, or where that was made
     under other definitions.
     """
-    champion = find_champion(model_store, calendar.shift(cutoff, -1))
+    champion = previous_champion(calendar, model_store, cutoff)
     if (
         champion is None
         or not model_store.is_whole(champion.model, champion.model_cutoff)
@@ -181,7 +189,7 @@ def choose_champion(
     candidates = {name: model_store.manifest(name, cutoff.isoformat()) for name in models}
     holdout = mature_at(calendar, cutoff)[-1]
     rows = training_rows(store, [holdout])
-    previous = find_champion(model_store, calendar.shift(cutoff, -1))
+    previous = previous_champion(calendar, model_store, cutoff)
     defending = find_incumbent(
         calendar,
         model_store,
@@ -277,7 +285,7 @@ def decision_rows(
 # What decides a champion: who is graded, on which rows and by which fit, and who wins.
 CODE = (
     *(promotion, grades, bootstrap),
-    *(choose_champion, incumbent, incumbent_of, _graded, decision_rows),
+    *(choose_champion, previous_champion, incumbent, incumbent_of, _graded, decision_rows),
     *(mature_at, require_mature, needs_graded_fit, training_rows, drawn),
 )
 

@@ -248,7 +248,7 @@ def measure(
     """
     key, previous = cutoff.isoformat(), calendar.shift(cutoff, -1).isoformat()
     trained = champion_of(calendar, ModelStore(store.home), cutoff).training_cutoffs
-    before = [previous] if store.path(CHURN_PREDICTIONS, previous).exists() else []
+    before = [previous] if previous in store.keys(CHURN_PREDICTIONS) else []
     counts = value_counts_query(
         groups,
         drawn(store.scan(store.tables[TRAINING_DATASET], trained)),

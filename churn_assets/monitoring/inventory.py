@@ -102,7 +102,8 @@ def present_partitions(
         made = instance.get_latest_materialization_event(asset) is not None
         recorded = {WHOLE} if made else set()
     there = {key for key in recorded if is_there(key)}
-    return there - lost_online(defs, instance, asset, there)
+    of_history = [key for key in there if store.belongs(name, key)]
+    return there - lost_online(defs, instance, asset, of_history)
 
 
 def lost_online(
@@ -111,27 +112,31 @@ def lost_online(
     asset: dg.AssetKey,
     recorded: Collection[str],
 ) -> set[str]:
-    """The partition that was published last, where its version is not online as it was.
+    """The newest partition of history, where it is not online as it was published.
 
-    Of all others only Dagster's record remains: two versions are retained. Where the server does
-    not answer, nobody can tell, and a warning says so.
+    It never was where a newer one superseded it that is outside history by now. Of all others only
+    Dagster's record remains: two versions are retained. Where the server does not answer, nobody
+    can tell, and a warning says so.
     """
     online = (defs.resources or {}).get("online_io_manager")
     if not isinstance(online, OnlineIOManager) or asset.path[-1] != ONLINE_FEATURES:
         return set()
-    for key in sorted(recorded, reverse=True):
-        wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[key])
-        [record] = instance.fetch_materializations(wanted, limit=1).records
-        metadata = record.asset_materialization.metadata if record.asset_materialization else {}
-        if "version" not in metadata or not metadata["published"].value:
-            continue
-        try:
-            why = online.loss_of(str(metadata["version"].value))
-        except (ServerError, OSError) as error:  # such as a private server that cannot be started
-            log.warning("Whether %s %s is online cannot be told: %s", ONLINE_FEATURES, key, error)
-            return set()
-        return {key} if why else set()
-    return set()
+    if not recorded:
+        return set()
+    key = max(recorded)
+    wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[key])
+    [record] = instance.fetch_materializations(wanted, limit=1).records
+    metadata = record.asset_materialization.metadata if record.asset_materialization else {}
+    if "published" not in metadata:
+        return set()
+    if not metadata["published"].value:
+        return {key}
+    try:
+        why = online.loss_of(str(metadata["version"].value))
+    except (ServerError, OSError) as error:  # such as a private server that cannot be started
+        log.warning("Whether %s %s is online cannot be told: %s", ONLINE_FEATURES, key, error)
+        return set()
+    return {key} if why else set()
 
 
 def outcomes(instance: dg.DagsterInstance, run_id: str) -> dict[Target, str]:

@@ -39,7 +39,7 @@ def cutoff_reports(store: OfflineStore, calendar: Calendar) -> list[CutoffReport
     """A report for each cutoff that has a champion, oldest first."""
     model_store = ModelStore(store.home)
     reports = []
-    for cutoff in map(parse_key, model_store.cutoffs(CHAMPION_MODEL.name)):
+    for cutoff in map(parse_key, store.keys(store.tables[CHAMPION_MODEL.name])):
         champion = find_champion(model_store, cutoff)
         if champion is None:
             continue
@@ -59,12 +59,16 @@ def cutoff_reports(store: OfflineStore, calendar: Calendar) -> list[CutoffReport
 
 
 def best_auc(store: OfflineStore, cutoff: str) -> float | None:
-    """ROC-AUC of the true churn probabilities at a cutoff, where they and its labels exist."""
+    """ROC-AUC of the true churn probabilities at a cutoff.
+
+    None where they or its labels are not there, or were made under other definitions.
+    """
     from sklearn.metrics import roc_auc_score
 
     truth, labels = store.tables["synthetic_truth"], store.tables["churn_labels"]
-    if not all(store.path(table, cutoff).exists() for table in (truth, labels)):
-        return None
+    for table in (truth, labels):
+        if not store.path(table, cutoff).exists() or store.is_redefined(table.name, cutoff):
+            return None
     with store.connect() as connection:
         rows = connection.execute(
             f"SELECT churned, best_churn_probability "
@@ -80,7 +84,7 @@ def rows_per_table(store: OfflineStore) -> dict[str, tuple[int, int]]:
     """Partitions and rows of each table that has any."""
     counts = {}
     for table in store.tables.values():
-        files = sorted((store.root / table.name).glob("**/part-0.parquet"))
+        files = [store.path(table, key) for key in store.present(table.name)]
         if files:
             counts[table.name] = (len(files), sum(row_count(file) for file in files))
     return counts

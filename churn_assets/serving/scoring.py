@@ -83,17 +83,17 @@ class LiveChampion:
 
     Args:
         store: Has the decisions and models.
+        calendar: Says which cutoffs there are; its lookback is for reasons.
         groups: The features as they are defined now.
-        calendar: Where cutoffs lie, and the lookback, for reasons.
         threshold: Probability from which contacting a customer pays.
     """
 
     def __init__(
-        self, store: ModelStore, groups: Groups, calendar: Calendar, threshold: float
+        self, store: ModelStore, calendar: Calendar, groups: Groups, threshold: float
     ) -> None:
         self._store = store
-        self._groups = groups
         self._calendar = calendar
+        self._groups = groups
         self._threshold = threshold
         self.model: LiveModel | None = None
         self.problem = "no champion was chosen yet; `churn backfill --stage models` does"
@@ -101,7 +101,7 @@ class LiveChampion:
     def watch(self) -> None:
         """Load the champion of the newest decision, if it is not the one in use."""
         try:
-            decision = newest_champion(self._store, self._calendar)
+            decision = newest_champion(self._calendar, self._store)
             if decision and (self.model is None or self.model.decision != decision):
                 self.model = self._load(decision)
                 log.info("The champion is %s of %s.", decision.model, decision.model_cutoff)

@@ -58,8 +58,8 @@ class StateFolder:
         self.rows = Rows(settings.home, settings.redis_url, self._identity, away)
         self.champion = LiveChampion(
             ModelStore(settings.home),
-            groups,
             settings.calendar(),
+            groups,
             Economics.of(settings).threshold,
         )
 

@@ -30,6 +30,9 @@ DEFINING = frozenset({"rollups", "features", "ground_truth", "labels", "training
 # Metadata of an asset that reads its own previous partition. Dagster's backfill daemon never gets
 # past an asset that depends on itself, so it is no dependency.
 READS_PREVIOUS = "churn/reads_previous_partition"
+# Metadata of a raw asset whose source opens on CHURN_START, as the synthetic shop does: with
+# another one, every slice has other rows.
+OPENS_AT_START = "churn/source_opens_at_start"
 
 # The one partition of an asset without partitions, where partitions are counted and listed.
 WHOLE = ""
@@ -136,18 +139,21 @@ class Catalog:
         """The partition of the asset itself that `key` is made from; None without one."""
         if key is None or READS_PREVIOUS not in self.specs[asset].metadata:
             return None
-        return self.calendar.shift(parse_key(key), -1).isoformat()
+        previous = self.calendar.shift(parse_key(key), -1).isoformat()
+        return previous if self.belongs(asset, previous) else None
 
     def reading(self, asset: str, key: Key) -> str:
         """What of the source a raw slice holds; empty for other assets.
 
         The first slice also counts the rows before CHURN_START, the last those after CHURN_END.
+        Of a source that opens on CHURN_START, every slice depends on it.
         """
         if key is None or not self.is_raw(asset):
             return ""
         calendar, day = self.calendar, parse_key(key)
         begin, end = calendar.slice_window(key)
-        before = calendar.start if day == calendar.first_slice else ""
+        opens = OPENS_AT_START in self.specs[asset].metadata
+        before = calendar.start if opens or day == calendar.first_slice else ""
         after = calendar.end if day == calendar.last_slice else ""
         return f"[{begin.isoformat()}, {end.isoformat()}) {before} {after}"
 

@@ -150,6 +150,13 @@ def test_a_text_is_scored_once(shop: Settings, monkeypatch: pytest.MonkeyPatch) 
     assert len(seen) - before == 20
     assert offline_store(shop).path(SCORED, "2025-04-01").read_bytes() == first
 
+    # What is kept can be had again, so damage to it stops nothing.
+    for kept in shop.home.glob("text_scores/*/*.parquet"):
+        kept.write_bytes(kept.read_bytes()[:-20])
+    materialize(shop, "ingest", "2025-04-01", "2025-04-01")
+    assert len(seen) - before == 20 + 56
+    assert offline_store(shop).path(SCORED, "2025-04-01").read_bytes() == first
+
 
 def test_reviews_wait_for_the_slices_of_the_topic_model(shop: Settings) -> None:
     materialize(shop, "ingest", "2025-01-01", "2025-02-01")

@@ -332,7 +332,7 @@ def test_a_decision_outside_history_is_not_the_newest(tmp_path: Path) -> None:
         decide(store, calendar, cutoff)
     ends = Calendar(calendar.start, training_cutoffs=2, end=midnight(second) - dt.timedelta(days=1))
     for history, newest in ((calendar, second), (ends, first)):
-        found = newest_champion(models, history)
+        found = newest_champion(history, models)
         assert found and found.cutoff == newest.isoformat()
 
 
@@ -348,7 +348,7 @@ def test_a_decision_that_cannot_be_read_counts_as_not_made(tmp_path: Path) -> No
     path = models.manifest_path(CHAMPION_MODEL.name, second.isoformat())
     path.write_text(path.read_text()[:-1])
     assert find_champion(models, second) is None
-    newest = newest_champion(models, calendar)
+    newest = newest_champion(calendar, models)
     assert newest
     assert newest.cutoff == first.isoformat()
     with pytest.raises(FileNotFoundError, match="no champion_model for cutoff"):

@@ -18,12 +18,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from churn_assets.definitions import build_definitions
+from churn_assets.models.artefacts import ModelStore
+from churn_assets.models.champion import newest_champion, previous_champion
 from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.models.runs import ModelRuns
 from churn_assets.monitoring.inventory import AssetInventory, inventory, with_catalog
+from churn_assets.monitoring.report import cutoff_reports, rows_per_table
 from churn_assets.online.io_manager import open_to_publish
 from churn_assets.online.publishing import roll_back
 from churn_assets.online.server import stop
+from churn_assets.online.store import read_version
 from churn_assets.operations import remarks
 from churn_assets.operations.automation import slices_to_read
 from churn_assets.operations.backfill import BackfillFailed, run_batch
@@ -39,7 +43,7 @@ from churn_assets.operations.with_settings import DAGSTER_YAML
 from churn_assets.stores.catalog import OtherDefinitions
 from churn_assets.stores.identity import identify
 from churn_assets.stores.views import create_views
-from churn_assets_tests.conftest import GROUPS, evaluate_quickly, make_settings
+from churn_assets_tests.conftest import GROUPS, evaluate_quickly, make_settings, online
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 # Five cutoffs with features, four with labels, two with models; the last slice is half.
@@ -90,9 +94,9 @@ class State:
             )
         )
 
-    def refresh(self) -> list[tuple[str, str]]:
+    def refresh(self, now: dt.datetime = NOW) -> list[tuple[str, str]]:
         """`churn backfill --stale`, and what it made."""
-        return self._run(refresh_batches(self.defs, self.store, self.calendar, self.instance, NOW))
+        return self._run(refresh_batches(self.defs, self.store, self.calendar, self.instance, now))
 
     def inventory(self, now: dt.datetime = NOW) -> dict[str, AssetInventory]:
         rows = inventory(self.defs, self.store, self.calendar, self.instance, now)
@@ -152,7 +156,6 @@ RAW = {"raw_events", "raw_customers", "raw_reviews", "raw_satisfaction", "quaran
 MODELS = {"logistic_regression_model", "champion_model", "churn_predictions", "online_features"}
 AFTER_MODELS = {"drift_report", "realised_performance", "walk_forward_report"}
 AFTER_LABELS = {"churn_labels", "satisfaction_churn_labels", "training_dataset", *MODELS}
-
 GROUP_NAMES = {group.name for group in GROUPS}
 
 # What changes, and which assets may then have stale partitions.
@@ -160,7 +163,11 @@ CHANGES: dict[str, tuple[dict[str, Any], set[str] | None]] = {
     "horizon": ({"horizon_days": 14}, {"synthetic_truth", *AFTER_LABELS, *AFTER_MODELS}),
     "lookback": (
         {"lookback_days": 45},
-        {"synthetic_truth", *GROUP_NAMES, *AFTER_LABELS, *AFTER_MODELS},
+        # The first cutoff moves, up to which the topic model is fitted.
+        {
+            *("synthetic_truth", "feature_registry", "review_topic_model"),
+            *(GROUP_NAMES | AFTER_LABELS | AFTER_MODELS),
+        },
     ),
     "training cutoffs": ({"training_cutoffs": 1}, {*MODELS, *AFTER_MODELS}),
     "economics": (
@@ -203,6 +210,7 @@ def test_a_change_ends_in_the_state_that_it_would_have_been_from_the_start(
     assert state.stale() == {}
     fresh.backfill()
     assert_equal(state, fresh)
+    assert read_version(online(state.settings)).equals(read_version(online(fresh.settings)))
     assert state.backfill() == []
 
 
@@ -225,6 +233,27 @@ def test_nothing_is_made_from_two_definitions(
     for name, row in later.inventory().items():
         newest = max(row.present, default="")
         assert newest not in row.redefined, name
+
+
+def test_with_another_start_the_synthetic_shop_is_another_shop(
+    base: State, states: list[State], tmp_path: Path
+) -> None:
+    """It opens on that day. Of files, only the slice that the day lies in has other rows."""
+    shop = base.copy(tmp_path / "shop", start=dt.date(2025, 1, 20))
+    states.append(shop)
+    raw = shop.inventory()["raw_events"]
+    assert raw.redefined == {*raw.existing} == raw.present
+
+    before, after = (
+        State(tmp_path / f"files{day}", source="files", start=dt.date(2025, 1, day)).store.declared
+        for day in (10, 20)
+    )
+    differ = [
+        key
+        for key in raw.existing
+        if before.reading("raw_events", key) != after.reading("raw_events", key)
+    ]
+    assert differ == ["2025-01-01"]
 
 
 def test_a_slice_that_was_half_is_read_again(
@@ -289,10 +318,19 @@ def test_partitions_outside_history_are_read_by_nothing(
     said = " ".join(remarks.of_status(list(state.inventory().values())))
     assert "foreign" in said
 
+    # Neither what comes before the first decision of history, nor what comes after the last.
+    assert state.store.declared.previous("champion_model", "2025-07-01") is None
+    assert state.inventory()["online_features"].missing == ["2025-07-01"]
+    models = ModelStore(state.settings.home)
+    assert previous_champion(state.calendar, models, dt.date(2025, 7, 1)) is None
+    newest = newest_champion(state.calendar, models)
+    assert newest is not None and newest.cutoff == "2025-07-01"
+    reports = cutoff_reports(state.store, state.calendar)
+    assert [report.cutoff for report in reports] == [dt.date(2025, 7, 1)]
+    assert rows_per_table(state.store)["champion_model"][0] == 1
+
     gone = foreign_partitions(state.store, state.instance, NOW)
-    assert {name: gone[name] for name in foreign} == foreign | {
-        "online_features": {"2025-06-01", "2025-08-01"}  # of which a copy has nothing online
-    }
+    assert {name: gone[name] for name in foreign} == foreign
     forget(state.store, state.instance, gone)
     assert not any(row.foreign for row in state.inventory().values())
     assert not list(state.settings.home.glob("offline_store/*/slice=2025-01-01"))
