@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import click
 
-from churn_assets.cli.values import settings_to_write, store_with_catalog
+from churn_assets.cli.values import settings_to_write
 from churn_assets.cutoffs import utc_now
 from churn_assets.operations.terminal import terminal
 from churn_assets.settings import Settings
@@ -113,28 +113,62 @@ def adopt(moved: bool, copied: bool) -> None:
 
 @click.command()
 @click.option("--yes", is_flag=True, help="Remove it; without it, only show what would go.")
-@click.option("--days", default=30, show_default=True, help="Keep runs of so many days.")
-def prune(yes: bool, days: int) -> None:
-    """Remove partitions outside history, and old runs that later ones have superseded."""
-    from churn_assets.operations import pruning
-    from churn_assets.operations.instance import dagster_instance
+@click.option(
+    "--models",
+    default=12,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Keep models of so many of the newest cutoffs, and all that are in use.",
+)
+@click.option(
+    "--days",
+    default=14,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Keep records of Dagster of so many days.",
+)
+@click.option(
+    "--audit-days",
+    default=400,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Keep the audit log of so many days.",
+)
+def prune(yes: bool, models: int, days: int, audit_days: int) -> None:
+    """Remove what nobody reads any more: old models, old records, partitions outside history.
 
-    settings = settings_to_write()
-    store = store_with_catalog(settings)
+    Of a model that is removed the record stays: what it was, how good, and why it was chosen.
+    """
+    from churn_assets.definitions import build_definitions
+    from churn_assets.operations import pruning
+    from churn_assets.operations.disk_space import size
+    from churn_assets.operations.instance import dagster_instance
+    from churn_assets.operations.reset import refuse_while_running
+    from churn_assets.serving.audit import delete_days, old_days
+
+    settings, now = settings_to_write(), utc_now()
+    if yes:
+        refuse_while_running(settings)
     with dagster_instance(settings) as instance:
-        found = pruning.prunable(store, instance, utc_now(), days)
-        if not found.foreign and not found.runs:
+        found = pruning.prunable(settings, build_definitions(settings), instance, now, models, days)
+        if audit := old_days(settings.home, now.date(), audit_days):
+            what = f"days of the audit log, more than {audit_days} days ago"
+            found.append(
+                pruning.Prunable(what, len(audit), size(*audit), lambda: delete_days(audit))
+            )
+        free = pruning.reclaimable(settings)
+        if not found and not free:
             click.echo("There is nothing to prune.")
             return
-        for asset, keys in found.foreign.items():
-            click.echo(
-                f"{asset}: {len(keys)} partitions outside history, {min(keys)} … {max(keys)}"
-            )
-        click.echo(f"{len(found.runs)} runs of Dagster, older than {days} days and superseded")
+        for kind in found:
+            click.echo(f"{kind.count:>8} {kind.bytes / 1e6:>10.1f} MB  {kind.what}")
+        if free:
+            click.echo(f"{'':>8} {free / 1e6:>10.1f} MB  in databases that hold nothing there")
         if not yes:
             click.echo("Nothing was removed. `churn prune --yes` removes it.")
             return
-        pruning.prune(store, instance, found)
+        for why in pruning.prune(settings, found):
+            click.echo(why, err=True)
     click.echo("Removed.")
 
 

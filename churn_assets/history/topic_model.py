@@ -26,7 +26,7 @@ from churn_assets.history.text_models import TextModel
 from churn_assets.history.text_vectors import Vectors
 from churn_assets.history.topics import TopicModel
 from churn_assets.sources.tables import REVIEWS
-from churn_assets.stores.artefacts import ArtefactStore, DamagedArtefact, damage
+from churn_assets.stores.artefacts import ArtefactStore, DamagedArtefact, require_whole
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.provenance import code_digest, current_provenance
 from churn_assets.stores.retries import connections_are_retried
@@ -106,8 +106,7 @@ def _folder(artefacts: ArtefactStore, manifest: TopicManifest) -> Path:
         DamagedArtefact: They are not as they were written.
     """
     folder = artefacts.folder(TOPIC_MODEL, None) / manifest.version
-    if why := damage(folder):
-        raise DamagedArtefact(folder, why, "churn backfill --stage topics")
+    require_whole(folder, "churn backfill --stage topics")
     return folder
 
 

@@ -22,7 +22,12 @@ from typing import TYPE_CHECKING, Any
 from churn_assets.cutoffs import parse_key
 from churn_assets.models.estimators import FittedModel, Trial
 from churn_assets.models.formats import libraries, read_pipeline, write_pipeline
-from churn_assets.stores.artefacts import MANIFEST, ArtefactStore, DamagedArtefact, damage
+from churn_assets.stores.artefacts import (
+    MANIFEST,
+    ArtefactStore,
+    DamagedArtefact,
+    require_whole,
+)
 from churn_assets.stores.tables import Column
 
 if TYPE_CHECKING:
@@ -157,13 +162,13 @@ class ModelStore(ArtefactStore):
         """What the graded fit said of the hold-out, in the order of its customers.
 
         Raises:
+            PrunedArtefact: Its files were pruned.
             DamagedArtefact: The model is not as it was written.
         """
         import numpy as np
 
         folder = self.artefact(manifest)
-        if why := damage(folder):
-            raise DamagedArtefact(folder, why)
+        require_whole(folder)
         probabilities: np.ndarray = np.load(folder / HOLDOUT, allow_pickle=False)
         return probabilities
 
@@ -183,6 +188,7 @@ class ModelStore(ArtefactStore):
 
         Raises:
             FeatureMismatch: A feature was changed or removed since.
+            PrunedArtefact: Its files were pruned.
             DamagedArtefact: It is not as it was written.
         """
         refuse_other_features(manifest, feature_versions)
@@ -214,11 +220,11 @@ def read_artefact(folder: Path, graded: bool = False) -> FittedModel:
     """The model in an artefact folder, whatever the features are now; see `ModelStore.load`.
 
     Raises:
+        PrunedArtefact: Its files were pruned.
         DamagedArtefact: It is not as it was written, or cannot be read.
         ModuleNotFoundError: The package of its classifier is not installed.
     """
-    if why := damage(folder):
-        raise DamagedArtefact(folder, why)
+    require_whole(folder)
     manifest = Manifest.from_json((folder / MANIFEST).read_text())
     try:
         pipeline = read_pipeline(folder / GRADED if graded else folder)

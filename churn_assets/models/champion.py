@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
@@ -28,6 +28,7 @@ from churn_assets.models.promotion import Decision, Graded, decide_promotion
 from churn_assets.models.runs import CHALLENGER, CHAMPION, ModelRuns
 from churn_assets.models.training_plan import mature_at, needs_graded_fit, require_mature
 from churn_assets.models.training_rows import MOST_TRAINING_ROWS, TARGET, drawn, training_rows
+from churn_assets.stores.artefacts import PrunedArtefact, is_pruned
 from churn_assets.stores.catalog import READS_PREVIOUS, bounds_of, is_within
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.pages import markdown
@@ -35,9 +36,6 @@ from churn_assets.stores.provenance import code_digest
 from churn_assets.stores.retries import connections_are_retried
 from churn_assets.stores.staging import write_text
 from churn_assets.stores.tables import CUTOFF, Column, Table, sql_version
-
-if TYPE_CHECKING:
-    pass
 
 GRADES = ("roc_auc", "pr_auc", "brier", "log_loss", "calibration_error", "lift_at_10_percent")
 CHAMPION_MODEL = Table(
@@ -163,6 +161,23 @@ def incumbent_of(
     ):
         return None
     return champion.identity
+
+
+def refuse_pruned_incumbent(
+    calendar: Calendar, store: OfflineStore, model_store: ModelStore, cutoff: dt.date
+) -> None:
+    """See that the previous champion can be graded, where it is to be.
+
+    Without its files it would count as none, and the decision might be another than it was.
+
+    Raises:
+        PrunedArtefact: Its files were pruned.
+    """
+    champion = previous_champion(calendar, model_store, cutoff)
+    if champion and not store.is_redefined(champion.model, champion.model_cutoff):
+        folder = model_store.folder(champion.model, champion.model_cutoff) / champion.model_version
+        if is_pruned(folder):
+            raise PrunedArtefact(folder)
 
 
 def choose_champion(
@@ -324,6 +339,7 @@ def assets(
         # In order: the champion of one cutoff is the incumbent of the next.
         for key in sorted(context.partition_keys):
             began = time.monotonic()
+            refuse_pruned_incumbent(calendar, store, model_store, parse_key(key))
             champion, decision = choose_champion(
                 calendar, store, model_store, versions, parse_key(key), models
             )

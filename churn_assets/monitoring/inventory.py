@@ -1,11 +1,11 @@
 """What is there: per asset, which partitions are present, missing, failed, stale or held back.
 
 Present is what Dagster recorded as materialized and has the content that was written: a file that
-can be read, the whole artefact of a model, or, of what was published last, the rows online. Failed
-is a partition whose latest attempt failed after its latest success. Stale is what
-`monitoring.staleness` says. Held back is a partition whose present content breaks its contract.
-Foreign is what is there and is no partition as the settings have it, because CHURN_START or
-CHURN_END changed or a clock was ahead: nothing reads it.
+can be read, the whole artefact of a model or the record of one that was pruned, or, of what was
+published last, the rows online. Failed is a partition whose latest attempt failed after its latest
+success. Stale is what `monitoring.staleness` says. Held back is a partition whose present content
+breaks its contract. Foreign is what is there and is no partition as the settings have it, because
+CHURN_START or CHURN_END changed or a clock was ahead: nothing reads it.
 
 `asset_inventory` keeps the counts, one row per asset, and does not list itself.
 """
@@ -94,7 +94,7 @@ def present_partitions(
     def is_there(key: str) -> bool:
         if table is not None and not store.has(table, key or None):
             return False
-        return node.group_name not in KEEP_ARTEFACTS or artefacts.is_whole(name, key or None)
+        return node.group_name not in KEEP_ARTEFACTS or artefacts.is_there(name, key or None)
 
     if node.is_partitioned:
         recorded = set(instance.get_materialized_partitions(asset))

@@ -21,6 +21,7 @@ import dagster as dg
 from churn_assets.cutoffs import Calendar
 from churn_assets.history.quarantine import QUARANTINED_ROWS
 from churn_assets.history.text_scores import forget_scores
+from churn_assets.models.artefacts import ModelStore
 from churn_assets.monitoring.inventory import KEEP_ARTEFACTS, AssetInventory, inventory
 from churn_assets.online.erasing import compact, erase
 from churn_assets.online.io_manager import open_to_publish
@@ -196,7 +197,8 @@ class Remaking:
             self._look_at_models()
             if self._retrain and KEEP_ARTEFACTS & {*stage.groups}:
                 return
-            yield from plan_refresh(stage, self._defs, self._calendar, self._became_stale())
+            models = ModelStore(self._store.home)
+            yield from plan_refresh(stage, self._defs, self._calendar, self._became_stale(), models)
 
     def left(self) -> dict[str, list[str]]:
         """What is stale now and was not before, by asset."""

@@ -9,6 +9,7 @@ import datetime as dt
 import logging
 import shutil
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -32,17 +33,29 @@ def foreign_partitions(
     return found
 
 
+def files_of(store: OfflineStore, partitions: Mapping[str, Collection[str]]) -> list[Path]:
+    """The folders and files of partitions, by asset, whether they are there or not."""
+    found = []
+    for name, keys in partitions.items():
+        table = store.tables.get(name)
+        for key in sorted(keys):
+            if table is not None:
+                found.append(store.path(table, key).parent)
+                found.append(verdict_path(store.home, name, key))
+            found.append(ArtefactStore(store.home).folder(name, key))
+    return found
+
+
 def forget(
     store: OfflineStore, instance: dg.DagsterInstance, partitions: Mapping[str, Collection[str]]
 ) -> None:
     """Remove partitions, by asset: what is on disk first, so that a killed call can be repeated."""
     for name, keys in partitions.items():
-        table = store.tables.get(name)
-        for key in sorted(keys):
-            if table is not None:
-                shutil.rmtree(store.path(table, key).parent, ignore_errors=True)
-                verdict_path(store.home, name, key).unlink(missing_ok=True)
-            shutil.rmtree(ArtefactStore(store.home).folder(name, key), ignore_errors=True)
+        for path in files_of(store, {name: keys}):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
         _forget_records(instance, dg.AssetKey(name), sorted(keys))
 
 

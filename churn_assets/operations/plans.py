@@ -4,7 +4,8 @@ Without a range, a stage makes everything that it lacks. With one, it makes the 
 what the range needs and lacks: every slice, and the training data that its models learn from. In
 both cases it makes first what that needs and is redefined (`monitoring.staleness`), because it
 would be refused, and reads raw slices again that are half or held back, because their source may be
-mended. A refresh makes the stale partitions again and no others.
+mended. A refresh makes the stale partitions again and no others. Pruned models that a plan reads
+are made again first.
 """
 
 import datetime as dt
@@ -19,6 +20,8 @@ from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.history.quarantine import QUARANTINED_ROWS
 from churn_assets.history.scored_reviews import SCORED_REVIEWS
 from churn_assets.history.topic_model import slices_of_topics
+from churn_assets.models.artefacts import ModelStore
+from churn_assets.models.champion import CHAMPION_MODEL
 from churn_assets.models.training_rows import nobody_to_learn_from
 from churn_assets.monitoring.inventory import (
     AssetInventory,
@@ -27,6 +30,7 @@ from churn_assets.monitoring.inventory import (
     with_catalog,
 )
 from churn_assets.operations.jobs import INGEST, STAGES, Stage
+from churn_assets.operations.models_in_use import pruned_inputs
 from churn_assets.operations.redefinition import made_first, survey
 from churn_assets.sources.tables import RAW_TABLES
 from churn_assets.stores.catalog import WHOLE
@@ -129,6 +133,7 @@ def plan_stage(
     slices_only: bool = False,
     without: Collection[str] = (),
     again: Mapping[str, Collection[str]] | None = None,
+    models: ModelStore | None = None,
 ) -> list[Batch]:
     """The runs that a stage needs.
 
@@ -143,6 +148,7 @@ def plan_stage(
         without: Scored cutoffs that no model can be made for, because nobody is there to learn
             from. With them in it, the run of a range would fail for all.
         again: Partitions that are made though they are present.
+        models: Which models were pruned; None where none were.
     """
     graph = defs.resolve_asset_graph()
     selected = defs.resolve_job_def(stage.name).asset_layer.selected_asset_keys
@@ -161,7 +167,8 @@ def plan_stage(
             or key in repeated
             if not (key in without and _is_scored(calendar, definition))
         ]
-    batches = ranges(stage, calendar, needed)
+    pruned = _pruned_inputs(models, calendar, defs, selected, needed)
+    batches = ranges(stage, calendar, pruned) + ranges(stage, calendar, needed)
     unpartitioned = {key for key in selected if not graph.get(key).is_partitioned}
     missing = any(not present(asset) for asset in unpartitioned)
     if unpartitioned and (batches or missing or stage.on_demand):
@@ -170,7 +177,11 @@ def plan_stage(
 
 
 def plan_refresh(
-    stage: Stage, defs: dg.Definitions, calendar: Calendar, rows: Sequence[AssetInventory]
+    stage: Stage,
+    defs: dg.Definitions,
+    calendar: Calendar,
+    rows: Sequence[AssetInventory],
+    models: ModelStore | None = None,
 ) -> list[Batch]:
     """The runs that make the stale partitions of a stage again, and no others.
 
@@ -179,13 +190,34 @@ def plan_refresh(
         defs: The code location.
         calendar: Where partitions lie.
         rows: The inventory after the stages before have run: what they refreshed made more stale.
+        models: Which models were pruned; None where none were.
     """
     graph = defs.resolve_asset_graph()
     selected = defs.resolve_job_def(stage.name).asset_layer.selected_asset_keys
     stale = {row.asset: row.stale for row in rows if row.asset in selected and row.stale}
     whole = tuple(sorted(asset for asset in stale if not graph.get(asset).is_partitioned))
     needed = {asset: keys for asset, keys in stale.items() if asset not in whole}
-    return ranges(stage, calendar, needed) + ([Batch(stage, whole, ())] if whole else [])
+    pruned = _pruned_inputs(models, calendar, defs, selected, needed)
+    batches = ranges(stage, calendar, pruned) + ranges(stage, calendar, needed)
+    return batches + ([Batch(stage, whole, ())] if whole else [])
+
+
+def _pruned_inputs(
+    models: ModelStore | None,
+    calendar: Calendar,
+    defs: dg.Definitions,
+    selected: Collection[dg.AssetKey],
+    needed: Mapping[dg.AssetKey, Collection[str]],
+) -> Mapping[dg.AssetKey, Collection[str]]:
+    """The pruned models that a stage reads. They have runs of their own, before all others.
+
+    Predictions depend on the decision, not on the model, so that in one run they might come first.
+    """
+    if models is None:
+        return {}
+    graph = defs.resolve_asset_graph()
+    kinds = {key.path[-1] for key in selected if graph.get(key).group_name == "models"}
+    return pruned_inputs(models, calendar, kinds - {CHAMPION_MODEL.name}, needed)
 
 
 def backfill_batches(
@@ -217,7 +249,18 @@ def backfill_batches(
 
     def planned(stage: Stage, again: Mapping[str, Collection[str]]) -> list[Batch]:
         without = nobody_to_learn_from(store, calendar, calendar.keys(calendar.scored_cutoffs, now))
-        return plan_stage(stage, defs, calendar, present, now, wanted, slices_only, without, again)
+        return plan_stage(
+            stage,
+            defs,
+            calendar,
+            present,
+            now,
+            wanted,
+            slices_only,
+            without,
+            again,
+            ModelStore(store.home),
+        )
 
     targets: dict[str, set[str]] = defaultdict(set)
     for batch in [batch for stage in stages for batch in planned(stage, {})]:
@@ -247,7 +290,7 @@ def refresh_batches(
     """
     rows = inventory(defs, store, calendar, instance, now)
     for stage in stages(()):
-        if batches := plan_refresh(stage, defs, calendar, rows):
+        if batches := plan_refresh(stage, defs, calendar, rows, ModelStore(store.home)):
             yield from batches
             rows = inventory(defs, store, calendar, instance, now)  # these made more stale
 

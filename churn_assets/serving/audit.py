@@ -2,8 +2,8 @@
 
 Grain of the table: one row per request and customer. Files are
 `CHURN_HOME/serving/audit/<UTC day>.jsonl`, shared by all workers: each line is one append. A read
-that cannot be recorded is not answered. Deleting old days is the operator's retention policy.
-Whoever deletes the folder deletes the past only: the next read makes it again.
+that cannot be recorded is not answered. `churn prune` deletes whole days that are older than it is
+told to keep. Whoever deletes the folder deletes the past only: the next read makes it again.
 """
 
 import datetime as dt
@@ -34,6 +34,18 @@ COLUMNS = {
 def folder(home: Path) -> Path:
     """Where the audit log of an installation is."""
     return home / "serving" / "audit"
+
+
+def old_days(home: Path, today: dt.date, kept_days: int) -> list[Path]:
+    """The files of the days that are more than `kept_days` before today; never today's."""
+    first = (today - dt.timedelta(days=max(kept_days, 0))).isoformat()
+    return sorted(path for path in folder(home).glob("????-??-??.jsonl") if path.stem < first)
+
+
+def delete_days(days: Sequence[Path]) -> None:
+    """Delete files of days; a call that was killed can be repeated."""
+    for path in days:
+        path.unlink(missing_ok=True)
 
 
 class AuditLog:

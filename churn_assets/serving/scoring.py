@@ -28,7 +28,7 @@ from churn_assets.models.champion import CHAMPION_MODEL, Champion, newest_champi
 from churn_assets.models.estimators import LARGEST, MISSING, FittedModel
 from churn_assets.predictions.churn_predictions import AT_RISK, RETAINED, explainer
 from churn_assets.predictions.reasons import Explainer
-from churn_assets.stores.artefacts import MANIFEST, DamagedArtefact, damage
+from churn_assets.stores.artefacts import MANIFEST, DamagedArtefact, is_pruned, require_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,18 +118,18 @@ class LiveChampion:
 
         Raises:
             LookupError: That version is gone.
+            PrunedArtefact: Its files were pruned.
             DamagedArtefact: It is not as it was written.
             FeatureMismatch: A feature was changed since it was trained.
         """
         folder = self._store.folder(decision.model, decision.model_cutoff) / decision.model_version
-        if not folder.exists():
+        if not folder.exists() and not is_pruned(folder):
             raise LookupError(
                 f"{decision.model} of {decision.model_cutoff} has no version "
                 f"{decision.model_version} any more: it was trained anew. Materialize "
                 f"{CHAMPION_MODEL.name} again."
             )
-        if why := damage(folder):
-            raise DamagedArtefact(folder, why)
+        require_whole(folder)
         manifest = Manifest.from_json((folder / MANIFEST).read_text())
         refuse_other_features(manifest, feature_versions(self._groups))
         model = read_artefact(folder)

@@ -10,6 +10,10 @@ partitions has no `cutoff=` folder.
 A version is whole where its files have the bytes that were written. One that is not is written
 again under the same name. A manifest that cannot be read counts as not there.
 
+A partition may be pruned: its versions are removed and its manifest stays, so that what was made of
+it stays explained. The file `pruned` beside the manifest names the version that was current, which
+tells this from damage.
+
 What the files are is not known here.
 """
 
@@ -29,6 +33,7 @@ from churn_assets.stores.staging import staged, write_text
 
 MANIFEST = "manifest.json"
 DIGESTS = "digests.json"
+PRUNED = "pruned"
 
 
 class DamagedArtefact(ValueError):
@@ -46,6 +51,22 @@ class DamagedArtefact(ValueError):
         name = f"{within.parent.name} {within.name[7:]}" if is_cutoff else within.name
         super().__init__(
             f"{name} is damaged: {why} (in {folder}). Run `{command}`, which makes it again."
+        )
+
+
+class PrunedArtefact(DamagedArtefact):
+    """Files of a model were removed by `churn prune`, and its manifest was kept.
+
+    Args:
+        folder: Of the version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        asset, cutoff = folder.parent.parent.name, folder.parent.name.partition("=")[2]
+        ValueError.__init__(
+            self,
+            f"{asset} {cutoff} was pruned: its record is kept, its files are gone. "
+            f"`churn backfill --stage models --from {cutoff} --to {cutoff}` makes it again.",
         )
 
 
@@ -89,6 +110,30 @@ class ArtefactStore:
             self.folder(asset, cutoff) / str(content["version"]), content
         )
 
+    def is_there(self, asset: str, cutoff: str | None) -> bool:
+        """Whether a partition counts as made: it is whole, or was pruned."""
+        if self.is_whole(asset, cutoff):
+            return True
+        version = (self.read(asset, cutoff) or {}).get("version")
+        return version is not None and is_pruned(self.folder(asset, cutoff) / version)
+
+    def versions(self, asset: str, cutoff: str) -> list[Path]:
+        """The folders of the versions of a partition that are there, also damaged ones."""
+        return sorted(path for path in self.folder(asset, cutoff).glob("*") if path.is_dir())
+
+    def prune(self, asset: str, cutoff: str) -> None:
+        """Remove the versions of a partition that has a manifest, and keep that.
+
+        The mark comes first: what a killed call leaves counts as pruned, and is removed by the
+        next.
+        """
+        folder = self.folder(asset, cutoff)
+        with _alone(folder):
+            version = (_read_json(folder / MANIFEST) or {})["version"]
+            write_text(self.home, folder / PRUNED, version)
+            for path in self.versions(asset, cutoff):
+                shutil.rmtree(path)
+
     def publish(
         self, folder: Path, version: str, manifest: str, write: Callable[[Path], None]
     ) -> None:
@@ -116,6 +161,7 @@ class ArtefactStore:
                     _move(self.home, made, target)
                 previous = (_read_json(folder / MANIFEST) or {}).get("version")
                 write_text(self.home, folder / MANIFEST, manifest)
+                (folder / PRUNED).unlink(missing_ok=True)
                 if previous not in (None, version):
                     for leftover in folder.iterdir():
                         if leftover.is_dir() and leftover.name not in {version, previous}:
@@ -172,6 +218,29 @@ def damage(folder: Path) -> str:
         except OSError:
             return f"{name} cannot be read"
     return ""
+
+
+def is_pruned(folder: Path) -> bool:
+    """Whether the files of a version were pruned, or are about to be."""
+    try:
+        return (folder.parent / PRUNED).read_text() == folder.name and bool(damage(folder))
+    except OSError:
+        return False
+
+
+def require_whole(folder: Path, command: str = "churn backfill") -> None:
+    """See that a version has the files that were written.
+
+    Args:
+        folder: Of the version.
+        command: Makes it again where it is damaged.
+
+    Raises:
+        PrunedArtefact: They were pruned.
+        DamagedArtefact: Some are missing or are others.
+    """
+    if why := damage(folder):
+        raise PrunedArtefact(folder) if is_pruned(folder) else DamagedArtefact(folder, why, command)
 
 
 def _holds(folder: Path, content: Mapping[str, Any]) -> bool:

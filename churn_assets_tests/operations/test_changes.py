@@ -38,7 +38,6 @@ from churn_assets.operations.forgetting import (
 )
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.plans import Batch, Range, backfill_batches, refresh_batches, stages
-from churn_assets.operations.pruning import prunable, prune
 from churn_assets.operations.with_settings import DAGSTER_YAML
 from churn_assets.stores.catalog import OtherDefinitions
 from churn_assets.stores.identity import identify
@@ -357,40 +356,6 @@ def test_what_a_clock_that_was_ahead_has_made_is_made_again(
     state.backfill("ingest", "features", "training_data", now=ahead)
     fresh.backfill("ingest", "features", "training_data", now=ahead)
     assert_equal(state, fresh)
-
-
-def test_a_run_goes_when_later_ones_have_made_all_that_it_made(
-    base: State, states: list[State], tmp_path: Path
-) -> None:
-    state = base.copy(tmp_path / "state")
-    states.append(state)
-    before = state.inventory()
-    of_base = {record.dagster_run.run_id for record in state.instance.get_run_records()}
-    later = NOW + dt.timedelta(days=400)
-    assert prunable(state.store, state.instance, later).runs == []
-
-    features = next(stage for stage in stages(()) if stage.name == "features")
-    cutoffs = Range(dt.date(2025, 4, 1), dt.date(2025, 8, 1), again=True)
-    for _ in range(2):
-        state.backfill("features", wanted=cutoffs)
-    found = prunable(state.store, state.instance, later)
-    jobs = [state.instance.get_run_by_id(run_id) for run_id in found.runs]
-    assert {run.job_name for run in jobs if run} == {features.name}
-    assert prunable(state.store, state.instance, dt.datetime.now(dt.UTC)).runs == [], (
-        "it is too new"
-    )
-
-    prune(state.store, state.instance, found)
-    kept = {record.dagster_run.run_id for record in state.instance.get_run_records()}
-    assert kept.isdisjoint(found.runs)
-    assert kept & of_base
-    folder = state.settings.dagster_home
-    assert not [path for path in folder.rglob("*") if path.name.startswith(tuple(found.runs))]
-    after = state.inventory()
-    assert {n: row.present for n, row in after.items()} == {
-        n: row.present for n, row in before.items()
-    }
-    assert not any(row.failed for row in after.values())
 
 
 def test_a_slice_that_is_held_back_is_read_again_once_its_source_is_mended(
