@@ -39,6 +39,7 @@ from churn_assets.operations.forgetting import (
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.plans import Batch, Range, backfill_batches, refresh_batches, stages
 from churn_assets.operations.with_settings import DAGSTER_YAML
+from churn_assets.sources.tables import RAW_TABLES
 from churn_assets.stores.catalog import OtherDefinitions
 from churn_assets.stores.identity import identify
 from churn_assets.stores.views import create_views
@@ -182,10 +183,11 @@ CHANGES: dict[str, tuple[dict[str, Any], set[str] | None]] = {
 
 
 # Each makes a whole state anew: all of them with TEST_CHANGES=all.
+ALL = bool(os.environ.get("TEST_CHANGES"))
 USUALLY = ["horizon", "economics", "later end"]
 
 
-@pytest.mark.parametrize("change", CHANGES if os.environ.get("TEST_CHANGES") else USUALLY)
+@pytest.mark.parametrize("change", CHANGES if ALL else USUALLY)
 def test_a_change_ends_in_the_state_that_it_would_have_been_from_the_start(
     base: State, states: list[State], tmp_path: Path, change: str
 ) -> None:
@@ -201,16 +203,54 @@ def test_a_change_ends_in_the_state_that_it_would_have_been_from_the_start(
     said = " ".join(remarks.of_status(list(state.inventory().values())))
     assert "churn backfill --stale" in said or not stale
 
+    fresh.backfill()
+    assert_ends_as(state, fresh)
+
+
+def assert_ends_as(state: State, expected: State) -> None:
+    """The commands that messages name make of a state what another one is."""
     state.backfill()
     state.refresh()
     if "review_topic_model" in state.stale():  # which only its own stage makes anew
         state.backfill("topics")
         state.refresh()
     assert state.stale() == {}
-    fresh.backfill()
-    assert_equal(state, fresh)
-    assert read_version(online(state.settings)).equals(read_version(online(fresh.settings)))
+    assert_equal(state, expected)
+    assert read_version(online(state.settings)).equals(read_version(online(expected.settings)))
     assert state.backfill() == []
+
+
+@pytest.mark.skipif(not ALL, reason="makes three whole states: with TEST_CHANGES=all")
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"start": dt.date(2025, 1, 10)},
+        {"start": dt.date(2024, 12, 20)},
+        {"start": dt.date(2025, 2, 5), "end": dt.datetime(2025, 7, 20, tzinfo=dt.UTC)},
+    ],
+    ids=["earlier in the slice", "earlier", "later, and an earlier end"],
+)
+def test_another_start_of_files_ends_as_if_it_had_been_so_from_the_start(
+    base: State, states: list[State], tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    """Unlike the synthetic shop, files are the same whatever START is, and have rows before it."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    with base.store.connect() as connection:
+        for raw_table in RAW_TABLES:
+            rows = base.store.unchecked(raw_table.table).sql
+            connection.execute(
+                f"COPY (SELECT * EXCLUDE (slice) FROM {rows}) "
+                f"TO '{folder / raw_table.source_name}.csv' (HEADER)"
+            )
+    files = {"source": "files", "input_dir": folder, "start": dt.date(2025, 1, 20)}
+    before = State(tmp_path / "before", **files)
+    before.backfill()
+    state = before.copy(tmp_path / "changed", **(files | changed))
+    fresh = State(tmp_path / "fresh", **(files | changed))
+    states += [before, state, fresh]
+    fresh.backfill()
+    assert_ends_as(state, fresh)
 
 
 def test_nothing_is_made_from_two_definitions(

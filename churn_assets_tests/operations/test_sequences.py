@@ -7,7 +7,6 @@ last settings from the start.
 """
 
 import datetime as dt
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -36,15 +35,8 @@ from churn_assets.operations.forgetting import (
 from churn_assets.operations.jobs import STAGES
 from churn_assets.stores.identity import identify
 from churn_assets_tests.conftest import evaluate_quickly, model_runs, online
-from churn_assets_tests.operations.test_changes import State, assert_equal
+from churn_assets_tests.operations.test_changes import ALL, State, assert_equal
 
-# Without CHURN_END: the clock decides. Two cutoffs with models, three with labels.
-SMALL: dict[str, Any] = {
-    "synthetic_customers": 40,
-    "end": None,
-    "lookback_days": 30,
-    "training_cutoffs": 2,
-}
 JUNE = dt.datetime(2025, 6, 10, tzinfo=dt.UTC)
 MOMENTS = (JUNE - dt.timedelta(days=30), JUNE, JUNE + dt.timedelta(days=30))
 # What a setting may change to; the first is what the shop begins with.
@@ -56,6 +48,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "training_cutoffs": (2, 1),
     "customer_value": (100.0, 20.0),
 }
+# Two cutoffs with models, three with labels; without CHURN_END, the clock decides.
+SMALL = {"synthetic_customers": 40} | {name: values[0] for name, values in CHOICES.items()}
 # Reports over everything come after the models and would only cost time.
 MADE = [s for s in STAGES if s.name not in ("drift", "realised_performance")]
 GROUPS = ("customer_rfm_features", "customer_activity_features", "customer_review_features")
@@ -285,8 +279,7 @@ class Shops:
         self.empty_mlflow = self.folder / "empty" / "mlflow.db"
 
     def fresh(self, chosen: dict[str, Any], now: dt.datetime) -> Installation:
-        values = {name: chosen.get(name, choices[0]) for name, choices in CHOICES.items()}
-        name = f"{now:%m} " + " ".join(map(str, values.values()))
+        name = f"{now:%m} {SMALL | chosen}"
         if name not in self.made:
             home = self.folder / f"fresh{len(self.made)}"
             home.mkdir()
@@ -332,7 +325,6 @@ def shops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shops]:
             stop(shop.home)
 
 
-ALL = bool(os.environ.get("TEST_CHANGES"))
 # What once ended in another state, or nowhere.
 FOUND: list[Sequence[Step]] = [
     # What a clock that was ahead has published stayed online.
