@@ -1,6 +1,6 @@
 """Erasing customers from the online store: from every version that is retained.
 
-What is left counts as whole: the number of rows in the manifest is lowered with each row. In a
+What a killed sync has left of others is deleted: nobody else may be publishing. What is left counts as whole: the number of rows in the manifest is lowered with each row. In a
 cluster, whose scripts see one key, that is two steps; a call that was killed between them leaves a
 version that no rollback goes to.
 """
@@ -11,6 +11,8 @@ from collections.abc import Collection
 from typing import Any
 
 from churn_assets.online.versions import Namespace, OnlineVersion
+
+KEYS_AT_ONCE = 1_000
 
 # Keys: bucket, manifest. Arguments: the customers.
 _ERASE = """
@@ -26,9 +28,13 @@ return erased
 
 
 def erase(namespace: Namespace, customers: Collection[str]) -> int:
-    """Delete the rows of customers, and give how many there were in all versions."""
-    erased = 0
-    for name in filter(None, namespace.retained()):
+    """Delete the rows of customers, and give how many there were in the retained versions."""
+    erased, retained = 0, namespace.retained()
+    kept = (namespace.pointer, *(namespace.key(version, "") for version in retained if version))
+    for key in namespace.client.scan_iter(match=namespace.pattern, count=KEYS_AT_ONCE):
+        if not key.decode().startswith(kept):
+            namespace.client.unlink(key)
+    for name in filter(None, retained):
         version = OnlineVersion.read(namespace, name)
         if version is None:
             continue

@@ -200,6 +200,12 @@ class Namespace:
     def pointer(self) -> str:
         return f"churn:{self.name}:pointer"
 
+    @property
+    def pattern(self) -> str:
+        """A glob of Redis for every key."""
+        plain = "".join(f"\\{c}" if c in "*?[]\\" else c for c in self.name)
+        return f"churn:{plain}:*"
+
     def retained(self) -> tuple[str, str]:
         """The live version and the one before it; empty where there is none."""
         found: Any = self.client.hmget(self.pointer, ["current", "previous"])

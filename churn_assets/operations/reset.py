@@ -17,6 +17,7 @@ from pathlib import Path
 
 from churn_assets.online.io_manager import connect
 from churn_assets.online.server import ServerError, stop
+from churn_assets.online.versions import Namespace
 from churn_assets.operations.instance import dagster_instance
 from churn_assets.operations.killed_runs import going_on
 from churn_assets.operations.with_settings import DAGSTER_YAML, dagster_home
@@ -171,11 +172,10 @@ def delete_online(home: Path, url: str, name: str) -> int:
     """
     import redis
 
-    plain = "".join(f"\\{c}" if c in "*?[]\\" else c for c in name)
     deleted = 0
     with closing(connect(home, url)) as client:
         try:
-            keys = client.scan_iter(match=f"churn:{plain}:*", count=KEYS_AT_ONCE)
+            keys = client.scan_iter(match=Namespace(client, name).pattern, count=KEYS_AT_ONCE)
             while some := list(islice(keys, KEYS_AT_ONCE)):
                 deleted += int(client.unlink(*some))
         except redis.RedisError as error:

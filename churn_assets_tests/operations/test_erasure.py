@@ -162,6 +162,8 @@ def test_nothing_is_left_of_who_is_erased(state: State, tmp_path: Path) -> None:
     publish(namespace_of(state), fewer, newest, newest=newest)
     before = namespace_of(state).retained()
     assert all(before)
+    half_sent = namespace_of(state)
+    half_sent.client.hset(half_sent.key("2025-06-01-0123456789ab-9", 0), GONE, "row")
     audit = AuditLog(home)
     read = [(GONE, True), (CUSTOMERS[1], True)]
     audit.record("shop", "r", "c", "features", False, "redis", newest, read)
