@@ -1,11 +1,14 @@
 """Erasing customers from the online store: from every version that is retained.
 
-What a killed sync has left of others is deleted: nobody else may be publishing. What is left counts as whole: the number of rows in the manifest is lowered with each row. In a
-cluster, whose scripts see one key, that is two steps; a call that was killed between them leaves a
-version that no rollback goes to.
+What a killed sync has left of other versions is deleted: nobody may be publishing meanwhile.
+
+A version counts as whole without its erased rows: the number of rows in its manifest is lowered
+with each of them. In a cluster, whose scripts see one key, that is two steps; a call that was
+killed between them leaves a version that no rollback goes to.
 """
 
 import json
+import time
 from collections import defaultdict
 from collections.abc import Collection
 from typing import Any
@@ -61,8 +64,6 @@ def _erase(client: Any, bucket: str, manifest: str, customers: list[str]) -> int
 
 def compact(client: Any) -> None:
     """Have a private server write its file anew, without what was deleted, and wait for it."""
-    import time
-
     client.bgrewriteaof()
     while True:
         state = client.info("persistence")
