@@ -235,6 +235,7 @@ def test_commands_are_where_they_were_and_load_when_they_are_needed() -> None:
 FREE = {"init", "inspect", "api-key", "reset", "adopt"}
 GIVEN = {
     "accept": ["raw_events", "--reason=r"],
+    "erase": ["c", "--yes"],
     "explain": ["c", "2025-05-01"],
     "sql": ["SELECT 1"],
     "online get": ["c"],

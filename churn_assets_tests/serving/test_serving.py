@@ -428,8 +428,9 @@ def test_a_new_champion_takes_over_without_a_dropped_request(
     shop: Shop, rows: list[dict[str, Any]]
 ):
     later = dt.date(2025, 7, 1)
+    until = dt.datetime(2025, 7, 10, tzinfo=dt.UTC)
     path = f"/predict/{rows[0]['customer_id']}"
-    with running(shop.settings, rate_limit=0) as client:
+    with running(shop.settings, rate_limit=0, end=until) as client:
         with load(lambda: client.post(path)) as answers:
             eventually(lambda: len(answers) > 20)
             new = choose(shop, "logistic_regression_model", later)
