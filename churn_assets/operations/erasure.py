@@ -194,9 +194,10 @@ class Remaking:
     def batches(self) -> Iterator[Batch]:
         """The runs. `learned` fills with the models that learned from the erased, by asset."""
         for stage in stages(()):
-            self._look_at_models()
-            if self._retrain and KEEP_ARTEFACTS & {*stage.groups}:
-                return
+            if KEEP_ARTEFACTS & {*stage.groups}:
+                self._look_at_models()  # once all that they are made from is as it will be
+                if self._retrain:
+                    return
             models = ModelStore(self._store.home)
             yield from plan_refresh(stage, self._defs, self._calendar, self._became_stale(), models)
 
