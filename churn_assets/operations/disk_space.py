@@ -5,6 +5,7 @@ smaller. It needs the database for itself for a moment: where another program is
 database stays as it is, and a message says so.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -21,10 +22,12 @@ def size(*paths: Path) -> int:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        yield from [path] if path.exists() else []
+    """A link counts as itself: what it leads to is elsewhere."""
+    if path.is_symlink() or not path.is_dir():
+        yield from [path] if os.path.lexists(path) else []
         return
-    yield from (file for file in path.rglob("*") if file.is_file())
+    for folder, _, names in os.walk(path):
+        yield from (Path(folder, name) for name in names)
 
 
 def free_bytes(database: Path) -> int:

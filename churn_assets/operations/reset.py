@@ -10,7 +10,6 @@ run again.
 
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 from churn_assets.online.io_manager import connect
 from churn_assets.online.server import ServerError, stop
 from churn_assets.online.versions import Namespace
+from churn_assets.operations.disk_space import size
 from churn_assets.operations.instance import dagster_instance
 from churn_assets.operations.killed_runs import going_on
 from churn_assets.operations.with_settings import DAGSTER_YAML, dagster_home
@@ -92,16 +92,8 @@ def sizes(home: Path) -> dict[str, int]:
     total: dict[str, int] = {}
     for path in made(home):
         name = path.relative_to(home).parts[0]
-        total[name] = total.get(name, 0) + sum(file.lstat().st_size for file in _files(path))
+        total[name] = total.get(name, 0) + size(path)
     return total
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_symlink() or not path.is_dir():
-        yield path
-        return
-    for folder, _, names in os.walk(path):
-        yield from (Path(folder, name) for name in names)
 
 
 def name_of(settings: Settings) -> str | None:
