@@ -8,7 +8,7 @@ import random
 import sqlite3
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -275,6 +275,15 @@ def evaluate_quickly(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(f"churn_assets.models.evaluation.{name}", lambda *_: {})
     patch.setattr("churn_assets.monitoring.drift.drift_figure", lambda *_: None)
     patch.setattr("churn_assets.monitoring.drift.png", lambda _: b"")
+
+
+@pytest.fixture(scope="module")
+def one_kind_of_model() -> Iterator[None]:
+    """One kind is trained, quickly: what runs when does not depend on how many there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        evaluate_quickly(patch)
+        patch.setattr("churn_assets.definitions.ESTIMATORS", ESTIMATORS[:1])
+        yield
 
 
 @pytest.fixture

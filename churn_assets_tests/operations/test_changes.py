@@ -20,7 +20,6 @@ import pytest
 from churn_assets.definitions import build_definitions
 from churn_assets.models.artefacts import ModelStore
 from churn_assets.models.champion import newest_champion, previous_champion
-from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.models.runs import ModelRuns
 from churn_assets.monitoring.inventory import AssetInventory, inventory, with_catalog
 from churn_assets.monitoring.report import cutoff_reports, rows_per_table
@@ -43,7 +42,9 @@ from churn_assets.sources.tables import RAW_TABLES
 from churn_assets.stores.catalog import OtherDefinitions
 from churn_assets.stores.identity import identify
 from churn_assets.stores.views import create_views
-from churn_assets_tests.conftest import GROUPS, evaluate_quickly, make_settings, online
+from churn_assets_tests.conftest import GROUPS, make_settings, online
+
+pytestmark = pytest.mark.usefixtures("one_kind_of_model")
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 # Five cutoffs with features, four with labels, two with models; the last slice is half.
@@ -123,15 +124,6 @@ def assert_equal(state: State, expected: State) -> None:
     assert ours.keys() == theirs.keys()
     different = [target for target in ours if not ours[target].equals(theirs[target])]
     assert not different
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        evaluate_quickly(patch)
-        # What becomes stale does not depend on how many kinds of model there are.
-        patch.setattr("churn_assets.definitions.ESTIMATORS", ESTIMATORS[:1])
-        yield
 
 
 @pytest.fixture(scope="module")

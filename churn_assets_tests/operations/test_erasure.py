@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 
 from churn_assets.cli import churn
 from churn_assets.history.text_scores import scores_table
-from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.online.io_manager import open_to_publish
 from churn_assets.online.publishing import damage_of, publish, roll_back
 from churn_assets.online.server import stop
@@ -34,8 +33,10 @@ from churn_assets.operations.traces import erase_snapshots, masks
 from churn_assets.serving.audit import AuditLog, audit_query
 from churn_assets.stores.erased import FILE, Erased
 from churn_assets.stores.identity import identify
-from churn_assets_tests.conftest import evaluate_quickly, query, review_texts
+from churn_assets_tests.conftest import query, review_texts
 from churn_assets_tests.operations.test_changes import State
+
+pytestmark = pytest.mark.usefixtures("one_kind_of_model")
 
 CUSTOMERS = [str(uuid.UUID(int=random.Random(i).getrandbits(128))) for i in range(40)]
 GONE = CUSTOMERS[0]
@@ -67,14 +68,6 @@ def deliver(folder: Path, customers: list[str]) -> None:
         ("reviews", "review_id,customer_id,review_timestamp,rating,text", reviews),
     ):
         (folder / f"{name}.csv").write_text("\n".join([header, *lines, ""]))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        evaluate_quickly(patch)
-        patch.setattr("churn_assets.definitions.ESTIMATORS", ESTIMATORS[:1])
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import pytest
 from click.testing import CliRunner
 
 from churn_assets.cli import churn
-from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.models.runs import ModelRuns
 from churn_assets.online.server import open_client, redis_url, stop
 from churn_assets.operations import erasure
@@ -24,9 +23,10 @@ from churn_assets.operations.reset import reset
 from churn_assets.serving import app as serving
 from churn_assets.stores.erased import Erased
 from churn_assets.stores.identity import adopt, identify
-from churn_assets_tests.conftest import evaluate_quickly
 from churn_assets_tests.operations.test_changes import State
 from churn_assets_tests.served_shop import eventually, running
+
+pytestmark = pytest.mark.usefixtures("one_kind_of_model")
 
 # Two cutoffs with models.
 SHOP: dict[str, Any] = {"synthetic_customers": 60, "training_cutoffs": 2}
@@ -39,14 +39,6 @@ heard: list[str] | None = None
 def listen(event: str, arguments: tuple[Any, ...]) -> None:
     if heard is not None and event.startswith(("open", "sqlite3.connect", "os.", "shutil.")):
         heard.extend(str(each) for each in arguments)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        evaluate_quickly(patch)
-        patch.setattr("churn_assets.definitions.ESTIMATORS", ESTIMATORS[:1])
-        yield
 
 
 @pytest.fixture(scope="module")

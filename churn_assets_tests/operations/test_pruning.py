@@ -42,23 +42,17 @@ from churn_assets.serving.audit import old_days
 from churn_assets.serving.scoring import LiveChampion
 from churn_assets.stores.artefacts import MANIFEST, PRUNED, PrunedArtefact
 from churn_assets.stores.tracking import ASSET_TAG, PARTITION_TAG
-from churn_assets_tests.conftest import GROUPS, evaluate_quickly, make_settings, model_runs
+from churn_assets_tests.conftest import GROUPS, make_settings, model_runs
 from churn_assets_tests.models.test_tracking import made
 from churn_assets_tests.operations.test_changes import NOW, State
+
+pytestmark = pytest.mark.usefixtures("one_kind_of_model")
 
 # Seven cutoffs with models; the last one's outcomes are not known.
 SCORED = [f"2025-{month:02}-01" for month in range(6, 13)]
 END = dt.datetime(2025, 12, 20, tzinfo=dt.UTC)
 LATER = NOW + dt.timedelta(days=10_000)  # every record is older
 MODEL = ESTIMATORS[0].name
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        evaluate_quickly(patch)
-        patch.setattr("churn_assets.definitions.ESTIMATORS", ESTIMATORS[:1])
-        yield
 
 
 @pytest.fixture(scope="module")
