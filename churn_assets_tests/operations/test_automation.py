@@ -4,23 +4,28 @@ makes one before its inputs are there.
 
 import datetime as dt
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from churn_assets.cutoffs import Cadence
 from churn_assets.definitions import build_definitions
+from churn_assets.features.group import FeatureGroup
+from churn_assets.models.artefacts import ModelStore
 from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.monitoring.inventory import AssetInventory, inventory, with_catalog
 from churn_assets.operations import remaking
 from churn_assets.operations.backfill import run_batch
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.jobs import RANGE_END, RANGE_START, STAGES
-from churn_assets.operations.plans import Batch, backfill_batches, stages
+from churn_assets.operations.plans import Batch, backfill_batches, refresh_batches, stages
 from churn_assets.settings import Settings
-from churn_assets_tests.conftest import make_settings
+from churn_assets_tests.conftest import GROUPS, make_settings
 
 # Ticks of the sensor after which a test gives up waiting for it to fall silent.
 MOST_TICKS = 20
@@ -31,11 +36,13 @@ class Clock:
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.use(settings)
+        folder.mkdir(exist_ok=True)
         self.instance = dg.DagsterInstance.local_temp(str(folder))
         self.requested: list[tuple[str, str]] = []
 
     def use(self, settings: Settings) -> None:
         """Deploy the code location with settings, as a restart does."""
+        self.settings = settings
         self.defs, self.calendar = build_definitions(settings), settings.calendar()
         self.store = with_catalog(offline_store(settings), self.defs, self.calendar)
         self.cursor: Any = None
@@ -117,6 +124,15 @@ class Clock:
     def inventory(self, settings: Settings, now: dt.datetime) -> dict[str, AssetInventory]:
         rows = inventory(self.defs, self.store, settings.calendar(), self.instance, now)
         return {row.asset.path[-1]: row for row in rows}
+
+    def rows(self, table: str, key: str | None) -> pa.Table:
+        """A partition, without what only its file says."""
+        path = self.store.path(self.store.tables[table], key)
+        return pq.read_table(path, partitioning=None).replace_schema_metadata(None)
+
+    def version(self, cutoff: str) -> str:
+        """Of the model that learned at a cutoff: a digest of what it is."""
+        return ModelStore(self.store.home).manifest(ESTIMATORS[0].name, cutoff).version
 
     def backfill(self, settings: Settings, now: dt.datetime) -> None:
         """What a person did before the automation was switched on."""
@@ -208,33 +224,55 @@ def test_history_waits_for_a_person(tmp_path: Path) -> None:
     assert made
 
 
+def redefine_frequency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a release does that counts purchases otherwise, in one feature of one group."""
+
+    def redefined(group: FeatureGroup) -> FeatureGroup:
+        features = tuple(
+            replace(feature, sql=f"2 * ({feature.sql})") if feature.name == "frequency" else feature
+            for feature in group.features
+        )
+        return replace(group, features=features)
+
+    groups = tuple(redefined(group) for group in GROUPS)
+    assert groups != GROUPS
+    for module in ("definitions", "operations.installation"):
+        monkeypatch.setattr(f"churn_assets.{module}.feature_groups", lambda *_: groups)
+
+
 @pytest.mark.usefixtures("quick_evaluation")
-def test_a_changed_horizon_is_followed_by_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("change", ["horizon", "feature"])
+def test_a_change_is_followed_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     """Deployed between two cutoffs, by a daemon's work alone: no mixed model in between."""
     monkeypatch.setattr("churn_assets.definitions.ESTIMATORS", ESTIMATORS[:1])
     before = make_settings(
-        tmp_path,
+        tmp_path / "changed",
         source="synthetic",
         synthetic_customers=60,
         start=dt.date(2024, 8, 1),
         lookback_days=60,
         training_cutoffs=2,
     )
-    clock = Clock(before, tmp_path)
+    clock = Clock(before, tmp_path / "changed")
     now = dt.datetime(2025, 3, 20, 2, 30, tzinfo=dt.UTC)
     clock.backfill(before, now)
 
-    after = before.model_copy(update={"horizon_days": 14})
+    settings = {"horizon_days": 14} if change == "horizon" else {}
+    if change == "feature":
+        redefine_frequency(monkeypatch)
+    after = before.model_copy(update=settings)
     clock.use(after)
+    asked = clock.inventory(after, now)["training_dataset"].redefined
+    assert asked, "the change has redefined what models learn from"
     clock.advance(now)
     clock.remake(now)
-    horizon = {
+    older = {
         key: set(row.redefined) for key, row in clock.inventory(after, now).items() if row.redefined
     }
     newest = "2025-03-01"
-    assert all(newest not in keys for keys in horizon.values()), horizon
+    assert all(newest not in keys for keys in older.values()), older
     # The next cutoff comes by itself, and everything that it is served with is of one definition.
     later = dt.datetime(2025, 4, 2, 2, 30, tzinfo=dt.UTC)
     clock.advance(later)
@@ -245,6 +283,21 @@ def test_a_changed_horizon_is_followed_by_itself(
         assert "2025-04-01" not in row.redefined | row.failed, name
     failed = clock.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
     assert failed == []
+
+    # As in a deployment that never knew anything else, but for the champion: it defends itself
+    # against none of the time before the change.
+    fresh = Clock(after.model_copy(update={"home": tmp_path / "fresh"}), tmp_path / "other")
+    fresh.backfill(fresh.settings, later)
+    for group in GROUPS:
+        assert clock.rows(group.name, "2025-04-01").equals(fresh.rows(group.name, "2025-04-01"))
+    assert clock.version("2025-04-01") == fresh.version("2025-04-01")
+
+    for batch in refresh_batches(clock.defs, clock.store, clock.calendar, clock.instance, later):
+        run_batch(batch, clock.defs, clock.instance, lambda step, what: None)
+    assert not any(row.stale for row in clock.inventory(after, later).values())
+    for name in ("training_dataset", "churn_predictions"):
+        for key in fresh.store.present(name):
+            assert clock.rows(name, key).equals(fresh.rows(name, key)), (name, key)
 
 
 @pytest.mark.parametrize(
