@@ -123,6 +123,16 @@ class Settings(BaseSettings):
         except RuntimeError:
             raise ValueError("there is no user of that name; write the folder out") from None
 
+    @field_validator("home")
+    @classmethod
+    def _openable(cls, home: Path) -> Path:
+        # DuckDB takes what follows ? for options and *[] for patterns, Dagster's storage %41 for A.
+        if found := re.search(r"[?*\[\]\\]|%[0-9A-Fa-f]{2}", str(home)):
+            raise ValueError(
+                f"DuckDB and SQLite cannot open a path with {found[0]} in it, name another folder"
+            )
+        return home
+
     @field_validator("extra_models", mode="before")
     @classmethod
     def _separated(cls, names: object) -> object:

@@ -29,7 +29,13 @@ MadeFrom = Callable[[str], Mapping[str, str] | None]
 def sources(store: OfflineStore, instance: dg.DagsterInstance, asset: str) -> MadeFrom:
     """What partitions of an asset were made from, by their files or by Dagster's record."""
     published = cache(lambda: published_provenance(instance, dg.AssetKey(asset)))
-    return lambda key: store.made_from(asset, key or None) or published().get(key)
+
+    def made_from(key: str) -> Mapping[str, str] | None:
+        said = store.made_from(asset, key or None)
+        # A file that says nothing was put there by somebody else: a record is not about it.
+        return published().get(key) if said is None else said
+
+    return made_from
 
 
 def redefined(

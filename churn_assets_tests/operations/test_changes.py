@@ -338,6 +338,21 @@ def test_what_is_gone_or_damaged_is_missing_and_comes_back(
     assert state.backfill() == []
 
 
+def test_a_file_that_somebody_else_wrote_is_shown_and_made_again(
+    base: State, states: list[State], tmp_path: Path
+) -> None:
+    """The record of the file that it replaced is not about it."""
+    state = base.copy(tmp_path / "state")
+    states.append(state)
+    path = state.store.path(state.store.tables["churn_labels"], "2025-05-01")
+    pq.write_table(pq.read_table(path, partitioning=None).replace_schema_metadata(None), path)
+    assert state.inventory()["churn_labels"].redefined == {"2025-05-01"}
+    state.backfill()  # what went online is in no copy
+    state.refresh()
+    assert state.stale() == {}
+    assert_equal(state, base)
+
+
 def test_partitions_outside_history_are_read_by_nothing(
     base: State, states: list[State], tmp_path: Path
 ) -> None:

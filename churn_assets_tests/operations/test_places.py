@@ -5,6 +5,7 @@ Two installations share a Redis and an MLflow server, and a copy goes on where i
 
 import datetime as dt
 import shutil
+import string
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from pydantic import ValidationError
 
 from churn_assets.cli import churn
 from churn_assets.models.runs import ModelRuns
@@ -23,6 +25,8 @@ from churn_assets.operations.reset import reset
 from churn_assets.serving import app as serving
 from churn_assets.stores.erased import Erased
 from churn_assets.stores.identity import adopt, identify
+from churn_assets.stores.views import create_views
+from churn_assets_tests.conftest import make_settings
 from churn_assets_tests.operations.test_changes import State
 from churn_assets_tests.served_shop import eventually, running
 
@@ -156,3 +160,23 @@ def test_a_copy_goes_on_without_its_original(
     finally:
         heard = None
         stop(settings.home)
+
+
+def test_a_home_of_any_name_is_opened_or_refused(tmp_path: Path) -> None:
+    """Issue: DuckDB and Dagster's storage took ? and %20 of a path for something else."""
+    parts = {*string.punctuation, " ", "ö", "\n", "%20", "%4g"} - {"/"}
+    opened = ""
+    for part in sorted(parts):
+        try:
+            opened += make_settings(tmp_path, home=tmp_path / f"x{part}z").home.name
+        except ValidationError as error:
+            assert "name another folder" in str(error)
+    assert {part for part in parts if part not in opened} == {*"?*[]\\", "%20"}
+
+    state = State(tmp_path / opened / "state", synthetic_customers=10)
+    state.backfill("ingest", "features", now=dt.datetime(2025, 3, 1, tzinfo=dt.UTC))
+    with state.store.connect() as connection:
+        create_views(connection, state.store)
+        [[events]] = connection.sql("SELECT count(*) FROM raw_events").fetchall()
+    assert events > 0
+    assert [path.name for path in tmp_path.iterdir()] == [opened]
