@@ -6,7 +6,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import uvicorn
 
-from churn_assets.features import feature_columns, feature_versions
+from churn_assets.features import feature_columns, feature_versions, learned_columns
 from churn_assets.models.artefacts import Manifest, ModelStore
 from churn_assets.models.champion import Champion
 from churn_assets.models.estimators import fit
@@ -30,6 +30,7 @@ from churn_assets.serving import app as serving
 from churn_assets.serving.service import Service
 from churn_assets.settings import Settings
 from churn_assets.stores.artefacts import MANIFEST
+from churn_assets.stores.tables import Column
 from churn_assets_tests.conftest import GROUPS, make_settings, materialize, online
 
 CUTOFF = dt.date(2025, 6, 1)
@@ -69,14 +70,19 @@ def make_shop(folder: Path) -> Shop:
     return shop
 
 
-def choose(shop: Shop, model: str, cutoff: dt.date) -> Manifest:
+def choose(
+    shop: Shop,
+    model: str,
+    cutoff: dt.date,
+    columns: Sequence[Column] = tuple(learned_columns(GROUPS)),
+) -> Manifest:
     """Train a model and make it the champion of a cutoff, as a run of the models does."""
     (estimator,) = (estimator for estimator in ESTIMATORS if estimator.name == model)
     rows = training_rows(offline_store(shop.settings), [dt.date.fromisoformat(c) for c in TRAINING])
     manifest = Manifest(
         model=model,
         cutoff=cutoff.isoformat(),
-        columns=tuple(feature_columns(GROUPS)),
+        columns=tuple(columns),
         feature_versions=feature_versions(GROUPS),
         training_cutoffs=TRAINING,
         holdout=TRAINING[-1],
@@ -88,7 +94,7 @@ def choose(shop: Shop, model: str, cutoff: dt.date) -> Manifest:
     )
     store = ModelStore(shop.settings.home)
     manifest = store.write(
-        manifest, fit(estimator, feature_columns(GROUPS), rows, seed=7, rounds=20)
+        manifest, fit(estimator, columns, rows, seed=7, rounds=20)
     )
     decide(shop, cutoff, manifest.model, manifest.cutoff, manifest.version)
     return manifest

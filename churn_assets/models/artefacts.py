@@ -144,6 +144,15 @@ class ModelStore(ArtefactStore):
         content = self.read(model, cutoff)
         return None if content is None else Manifest.of(content)
 
+    def of_version(self, version: str) -> Manifest | None:
+        """The manifest of the model of a version, or None where no current one has it."""
+        folders = sorted((self.home / "models").glob("*/cutoff=*"), key=lambda f: f.name)
+        for folder in reversed(folders):  # one that is asked for is mostly new
+            content = self.read(folder.parent.name, folder.name.removeprefix("cutoff="))
+            if content and content.get("version") == version:
+                return Manifest.of(content)
+        return None
+
     def manifest(self, model: str, cutoff: str) -> Manifest:
         """The manifest of a model.
 

@@ -22,7 +22,7 @@ from functools import cache, partial
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, parse_key
-from churn_assets.features import Groups, feature_columns, feature_versions
+from churn_assets.features import Groups, feature_versions, learned_columns
 from churn_assets.models import estimators, grades, tuning
 from churn_assets.models import kinds as kinds_of_model
 from churn_assets.models.artefacts import Manifest, ModelStore, versioned
@@ -199,7 +199,7 @@ def assets(
     Economics decide what is shown of a model, not what it is.
     """
     model_store = ModelStore(store.home)
-    columns, versions = feature_columns(groups), feature_versions(groups)
+    columns, versions = learned_columns(groups), feature_versions(groups)
 
     def model_asset(estimator: Estimator) -> dg.AssetsDefinition:
         @dg.asset(
@@ -211,7 +211,7 @@ def assets(
             code_version=sql_version(
                 code_digest(*CODE),
                 f"{seed} {calendar.training_cutoffs} {MOST_TRAINING_ROWS} {TARGET}",
-                *(f"{name} {version}" for name, version in versions.items()),
+                *(f"{column.name} {versions[column.name]}" for column in columns),
                 *([code_digest(tuning, train_all), str(candidates)] if candidates else []),
             ),
             group_name="models",

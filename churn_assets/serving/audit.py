@@ -1,6 +1,7 @@
 """Who read what: one line per answered request, as table `audit_log` in `churn sql`.
 
-Grain of the table: one row per request and customer. Files are
+Grain of the table: one row per request and customer, and one without a customer per request that
+named none, such as one that scored raw features. Files are
 `CHURN_HOME/serving/audit/<UTC day>.jsonl`, shared by all workers: each line is one append. A read
 that cannot be recorded is not answered. `churn prune` deletes whole days that are older than it is
 told to keep. Whoever deletes the folder deletes the past only: the next read makes it again.
@@ -27,6 +28,7 @@ COLUMNS = {
     "sensitive": "BOOLEAN",
     "source": "VARCHAR",
     "cutoff": "DATE",
+    "rows": "INTEGER",
     "customers": "STRUCT(customer_id VARCHAR, found BOOLEAN)[]",
 }
 
@@ -66,10 +68,22 @@ class AuditLog:
         action: str,
         sensitive: bool,
         source: str,
-        cutoff: dt.date,
+        cutoff: dt.date | None,
         customers: Sequence[tuple[str, bool]],
+        rows: int = 0,
     ) -> None:
-        """Append one request: of which installation, whose rows, and whether each was found.
+        """Append one request.
+
+        Args:
+            installation: Of which rows were read.
+            request_id: As the answer says it.
+            caller: Who asked.
+            action: What for.
+            sensitive: Whether sensitive features were shown.
+            source: Where the rows came from; `request` for raw features that came with it.
+            cutoff: Of the rows; None for raw features.
+            customers: Whose rows, and whether each was found.
+            rows: How many rows of raw features were scored.
 
         Raises:
             OSError: It could not be written.
@@ -84,6 +98,7 @@ class AuditLog:
             "sensitive": sensitive,
             "source": source,
             "cutoff": cutoff,
+            "rows": rows,
             "customers": [{"customer_id": id_, "found": found} for id_, found in customers],
         }
         # The line feed comes first, so that a line that a full disk cut short ends before this one.
@@ -122,5 +137,6 @@ def audit_query(home: Path) -> str:
     )
     return (
         "SELECT * EXCLUDE (customers), customers.customer_id, customers.found "
-        f"FROM (SELECT * REPLACE (unnest(customers) AS customers) FROM {lines})"
+        "FROM (SELECT * REPLACE (unnest(if(len(customers) = 0, [NULL], customers)) AS customers) "
+        f"FROM {lines})"
     )

@@ -1,7 +1,7 @@
 """The operations of the service, each under its path.
 
 Reads and predictions of one customer run on the event loop, because they take a fraction of a
-millisecond. Batches and refreshes run in threads.
+millisecond. Batches and refreshes run in threads, one at a time (`turns`).
 
 What an operation takes and gives is declared in `schemas`; who may call it is decided in `access`.
 """
@@ -16,6 +16,7 @@ from pydantic_core import to_json
 
 from churn_assets.features import Groups
 from churn_assets.serving import schemas, telemetry
+from churn_assets.serving.bodies import BodyRoute
 from churn_assets.serving.problems import NOT_FOUND, PROBLEMS
 from churn_assets.serving.refresh import recompute
 from churn_assets.serving.rows import Found, Row
@@ -60,15 +61,27 @@ def operations(groups: Groups) -> APIRouter:
         response_model=models.customer_features,
         responses=one_customer,
     )(features)
-    router.post("/features:batch", response_model=models.feature_batch, responses=PROBLEMS)(
-        features_batch
+    router.add_api_route(
+        "/features:batch",
+        features_batch,
+        methods=["POST"],
+        response_model=models.feature_batch,
+        responses=PROBLEMS,
+        route_class_override=BodyRoute,
     )
     router.post(
         "/predict/{customer_id:path}",
         response_model=schemas.CustomerPrediction,
         responses=one_customer,
     )(predict_customer)
-    router.post("/predict", response_model=schemas.Predictions, responses=PROBLEMS)(predict)
+    router.add_api_route(
+        "/predict",
+        predict,
+        methods=["POST"],
+        response_model=schemas.Predictions,
+        responses=PROBLEMS,
+        route_class_override=BodyRoute,
+    )
     router.post(
         "/refresh/{customer_id:path}", response_model=models.refreshed, responses=one_customer
     )(refresh)
@@ -115,8 +128,9 @@ async def predict_customer(
     """The champion's prediction for a customer, from the features at the served cutoff."""
     found = await session.read_one("predict", customer_id)
     row = only_row(found)
-    model, prediction = await session.service.score(row)
-    told = {"reasons": await run_in_threadpool(model.reasons, row)} if explain else {}
+    seen = session.visible(row)
+    model, prediction = await session.service.score(seen)
+    told = {"reasons": await run_in_threadpool(model.reasons, seen)} if explain else {}
     return answer(
         {
             "customer_id": customer_id,
@@ -132,34 +146,41 @@ def predict_many(body: schemas.CustomerIds | schemas.FeatureRows, session: Sessi
     """What operation `predict` answers."""
     model = session.service.model
     if isinstance(body, schemas.FeatureRows):
-        session.service.rate_limit.charge(session.caller, len(body.rows))
-        rows = model.predict([row.model_dump() for row in body.rows])
-        return answer({"rows": rows, "missing": [], **model.description})
+        given = [row.model_dump(exclude_none=True) for row in body.rows]
+        if told := {name for row in given for name in row} & {*session.withheld}:
+            names = ", ".join(sorted(told))
+            raise HTTPException(403, f"Features {names} need the scope `sensitive`.")
+        session.charge(len(given))
+        session.record("predict", rows=len(given))
+        return answer({"rows": model.predict(given), "missing": [], **model.description})
     found = session.read("predict", body.customer_ids)
     known = [row for row in found.rows if row]
+    predictions = model.predict([session.visible(row) for row in known])
     rows = [
         {"customer_id": row["customer_id"], **prediction}
-        for row, prediction in zip(known, model.predict(known), strict=True)
+        for row, prediction in zip(known, predictions, strict=True)
     ]
     lacking = missing(body.customer_ids, found)
     return answer({"rows": rows, "missing": lacking, **model.description, **served(found)})
 
 
-def refresh(customer_id: CustomerId, session: RefreshSession) -> Response:
+async def refresh(customer_id: CustomerId, session: RefreshSession) -> Response:
     """The features of a customer recomputed from the offline store at the served cutoff.
 
-    It writes nothing: a difference is corrected by a new sync. Each worker does one at a time.
+    It writes nothing: a difference is corrected by a new sync. Each worker does one at a time, of
+    each caller in turn.
     """
+    service, caller = session.service, session.caller.name
+    with service.refreshes.one(caller):
+        async with service.refresh_turns.turn(caller):
+            return await run_in_threadpool(refreshed, customer_id, session)
+
+
+def refreshed(customer_id: str, session: Session) -> Response:
+    """What operation `refresh` answers."""
     service = session.service
     found = session.read("refresh", [customer_id])
-    if not service.refreshing.acquire(blocking=False):
-        raise HTTPException(429, "A refresh is running; try again.", {"Retry-After": "1"})
-    try:
-        fresh = recompute(
-            service.groups, service.offline, service.calendar, customer_id, found.cutoff
-        )
-    finally:
-        service.refreshing.release()
+    fresh = recompute(service.groups, service.offline, service.calendar, customer_id, found.cutoff)
     if fresh is None and found.rows[0] is None:
         raise HTTPException(404, "No such customer at the served cutoff.")
     online, visible = session.visible(found.rows[0] or {}), fresh and session.visible(fresh)
@@ -212,11 +233,7 @@ def feature_row(session: Session, row: Row) -> dict[str, Any]:
     return {
         "customer_id": row["customer_id"],
         "features": session.visible(row),
-        "published": {
-            "churn_probability": row["churn_probability"],
-            "prediction": row["prediction"],
-            "model_version": row["model_version"],
-        },
+        "published": session.published(row),
     }
 
 

@@ -66,6 +66,8 @@ class Snapshot:
         self.version = path.stem
         self.cutoff = dt.date.fromisoformat(self.version[:10])
         self._ids = self._table["customer_id"].combine_chunks()
+        # Of the model that made its predictions; several only where somebody else published.
+        self.model_versions = frozenset(self._table["model_version"].unique().to_pylist())
 
     def get_many(self, customer_ids: Sequence[str]) -> list[Row | None]:
         return [self._get(customer_id) for customer_id in customer_ids]

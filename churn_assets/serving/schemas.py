@@ -12,7 +12,16 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    create_model,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from churn_assets.features import Groups
 
@@ -48,9 +57,24 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, content: Any) -> Any:
+        """Refuse the first unknown field: by itself pydantic lists all of them, however many."""
+        if isinstance(content, dict) and not content.keys() <= cls.model_fields.keys():
+            unknown = next(name for name in content if name not in cls.model_fields)
+            raise PydanticCustomError(
+                "extra_forbidden", "{name} is no field", {"name": unknown[:MAX_ID_LENGTH]}
+            )
+        return content
+
+
+# The first item that is wrong is told, not every one.
+_LIST = Field(min_length=1, max_length=MAX_CUSTOMERS), FailFast()
+
 
 class CustomerIds(Request):
-    customer_ids: Annotated[list[CustomerId], Field(min_length=1, max_length=MAX_CUSTOMERS)]
+    customer_ids: Annotated[list[CustomerId], *_LIST]
 
 
 class FeatureRows(Request):
@@ -156,13 +180,19 @@ def feature_schemas(groups: Groups) -> FeatureSchemas:
         "Counts and sums are 0 where nothing happened.",
         **_feature_fields(groups),
     )
-    several: Any = Annotated[list[features], Field(min_length=1, max_length=MAX_CUSTOMERS)]
+    several: Any = Annotated[list[features], *_LIST]
     withheld = (list[str], Field(description="Features that the caller may not see"))
     row: Any = create_model(
         "FeatureRow",
         customer_id=str,
         features=(features, Field(description="All but the withheld ones")),
-        published=Published,
+        published=(
+            Published | None,
+            Field(
+                description="Null without the scope `predict`, and where the model has learned "
+                "from features that the caller may not see"
+            ),
+        ),
     )
     return FeatureSchemas(
         feature_rows=create_model("FeatureRows", __base__=FeatureRows, rows=several),

@@ -10,9 +10,9 @@ makes a state folder that is gone: who restores one would find a folder in its p
 What is read and answered for a path is in `routes`.
 """
 
+import datetime as dt
 import logging
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,7 @@ from churn_assets.serving.batching import Batcher
 from churn_assets.serving.held import hold, leads_to, let_go
 from churn_assets.serving.rows import Found, Row, Rows
 from churn_assets.serving.scoring import LiveChampion, LiveModel
+from churn_assets.serving.turns import AtOnce, Turns
 from churn_assets.settings import Settings
 from churn_assets.stores.identity import FILE, AnotherInstallation, refuse_another
 
@@ -56,8 +57,12 @@ class StateFolder:
             self._identity, away = None, "the state folder cannot be used; the log says why"
             log.error("%s", error)
         self.rows = Rows(settings.home, settings.redis_url, self._identity, away)
+        self._models = ModelStore(settings.home)
+        self._sensitive = sensitive_features(groups)
+        # Versions of models, and whether one has learned from a sensitive feature.
+        self._told: dict[str, bool] = {}
         self.champion = LiveChampion(
-            ModelStore(settings.home),
+            self._models,
             settings.calendar(),
             groups,
             Economics.of(settings).threshold,
@@ -77,6 +82,22 @@ class StateFolder:
         if self._identity:
             self.rows.watch()
             self.champion.watch()
+            self._look_up_models()
+
+    def tells(self, model_version: str) -> bool:
+        """Whether predictions of a model may tell of sensitive features.
+
+        Models of now never learn from them; those of older releases have.
+        """
+        return self._told.get(model_version, True)
+
+    def _look_up_models(self) -> None:
+        served = self.rows.snapshot.model_versions if self.rows.snapshot else frozenset()
+        for version in served - self._told.keys():
+            manifest = self._models.of_version(version)
+            self._told[version] = manifest is None or not self._sensitive.isdisjoint(
+                column.name for column in manifest.columns
+            )
 
     def close(self) -> None:
         self.rows.close()
@@ -101,7 +122,8 @@ class Service:
         self.plain_names = [name for name in self.feature_names if name not in sensitive]
         self.offline = offline_store(settings)
         self.calendar = settings.calendar()
-        self.refreshing = threading.Lock()
+        self.turns, self.refresh_turns = Turns(), Turns()
+        self.refreshes = AtOnce(1)
         self.find = Batcher(self._find)
         self.score = Batcher(self._score)
         self._settings = settings
@@ -111,6 +133,10 @@ class Service:
     def installation(self) -> str:
         """The name of the installation whose rows are served; empty where there is none."""
         return self._state.name
+
+    def tells(self, model_version: str) -> bool:
+        """See `StateFolder.tells`."""
+        return self._state.tells(model_version)
 
     @property
     def rows(self) -> Rows:
@@ -181,6 +207,12 @@ class Session:
     service: Service
     caller: Caller
     request_id: str
+    # For how many customers the caller has paid with the request's body.
+    paid: int = 0
+
+    def charge(self, customers: int) -> None:
+        """Raises HTTPException 429 where the caller may not read that many customers now."""
+        self.service.rate_limit.charge(self.caller, max(0, customers - self.paid))
 
     async def read_one(self, action: str, customer_id: str) -> Found:
         """The row of one customer, charged and recorded; it raises what `read` raises."""
@@ -196,34 +228,57 @@ class Session:
             HTTPException: 429 over the rate; 503 where the read cannot be recorded.
             Unavailable: There is nothing to serve from.
         """
-        self.service.rate_limit.charge(self.caller, len(customer_ids))
+        self.charge(len(customer_ids))
         found = self.service.rows.read(customer_ids)
         self._record(action, customer_ids, found)
         return found
 
     def _record(self, action: str, customer_ids: Sequence[str], found: Found) -> None:
         known = [row is not None for row in found.rows]
+        self.record(action, found.source, found.cutoff, [*zip(customer_ids, known, strict=True)])
+        telemetry.labelled(telemetry.READS, found.source).inc(sum(known))
+        telemetry.labelled(telemetry.READS, "missing").inc(len(known) - sum(known))
+
+    def record(
+        self,
+        action: str,
+        source: str = "request",
+        cutoff: dt.date | None = None,
+        customers: Sequence[tuple[str, bool]] = (),
+        rows: int = 0,
+    ) -> None:
+        """Record a read in the audit log; see `AuditLog.record`.
+
+        Raises:
+            HTTPException: 503 where it cannot be recorded.
+        """
         try:
             self.service.audit.record(
-                self.service.installation,
-                self.request_id,
-                self.caller.name,
-                action,
-                not self.withheld,
-                found.source,
-                found.cutoff,
-                [*zip(customer_ids, known, strict=True)],
+                installation=self.service.installation,
+                request_id=self.request_id,
+                caller=self.caller.name,
+                action=action,
+                sensitive=not self.withheld,
+                source=source,
+                cutoff=cutoff,
+                customers=customers,
+                rows=rows,
             )
         except OSError as error:
             log.error("The audit log cannot be written: %s", error)
             raise HTTPException(503, "The audit log cannot be written; see the log.") from None
-        telemetry.labelled(telemetry.READS, found.source).inc(sum(known))
-        telemetry.labelled(telemetry.READS, "missing").inc(len(known) - sum(known))
 
     @property
     def withheld(self) -> list[str]:
         """The features that the caller may not see."""
         return [] if "sensitive" in self.caller.scopes else self.service.sensitive_names
+
+    def published(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The prediction that was published with a row; None where the caller may not see it."""
+        version = row["model_version"]
+        if "predict" not in self.caller.scopes or (self.withheld and self.service.tells(version)):
+            return None
+        return {name: row[name] for name in ("churn_probability", "prediction", "model_version")}
 
     def visible(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The features of a row that the caller may see."""
