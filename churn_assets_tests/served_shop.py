@@ -27,6 +27,7 @@ from churn_assets.online.versions import Namespace
 from churn_assets.operations.installation import offline_store
 from churn_assets.predictions.churn_predictions import explainer, population_features, predict
 from churn_assets.serving import app as serving
+from churn_assets.serving.run import PROTOCOL
 from churn_assets.serving.service import Service
 from churn_assets.settings import Settings
 from churn_assets.stores.artefacts import MANIFEST
@@ -93,9 +94,7 @@ def choose(
         fallback="",
     )
     store = ModelStore(shop.settings.home)
-    manifest = store.write(
-        manifest, fit(estimator, columns, rows, seed=7, rounds=20)
-    )
+    manifest = store.write(manifest, fit(estimator, columns, rows, seed=7, rounds=20))
     decide(shop, cutoff, manifest.model, manifest.cutoff, manifest.version)
     return manifest
 
@@ -193,7 +192,8 @@ class Client:
 def running(settings: Settings, **overrides: Any) -> Iterator[Client]:
     """A service with these settings, until the test is over."""
     app = serving.create_app(settings.model_copy(update=overrides))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, server_header=False))
+    config = uvicorn.Config(app, port=0, log_config=None, server_header=False, http=PROTOCOL)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -39,6 +39,9 @@ SCOPES = {
 
 LOCAL_SCOPES = frozenset(SCOPES) - {"sensitive"}
 
+# Callers whose rates a worker remembers before it looks whom it may forget.
+MOST_BUCKETS = 1_000
+
 KEY_FORMAT = "name:sha256:scope+scope, several separated by commas"
 
 
@@ -204,6 +207,13 @@ class RateLimit:
         full = max(self.per_second, MAX_CUSTOMERS)
         now = self.clock()
         with self._lock:
+            if len(self._buckets) > MOST_BUCKETS:
+                # Who has a full bucket again is as one who never asked.
+                self._buckets = {
+                    name: (left, since)
+                    for name, (left, since) in self._buckets.items()
+                    if left + (now - since) * self.per_second < full
+                }
             left, since = self._buckets.get(caller.name, (full, now))
             left = min(full, left + (now - since) * self.per_second)
             if left >= customers:

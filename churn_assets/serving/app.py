@@ -11,6 +11,7 @@ Limits: a rate counts per worker process. TLS is left to the proxy in front.
 import asyncio
 import gc
 import logging
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,6 +31,10 @@ from churn_assets.settings import Settings
 WATCH_SECONDS = 1.0
 
 GARBAGE_OBJECTS = 50_000
+
+# A read of one customer makes some four calls to the system, and waits for the interpreter after
+# each. While a batch runs in a thread each of these waits is as long as this, by default 5 ms.
+SWITCH_SECONDS = 0.0005
 
 PAGE = Path(__file__).parent / "page"
 
@@ -90,6 +95,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     # A request makes some hundred objects and no cycle, so the search for cycles can be rarer than
     # by default.
     gc.set_threshold(GARBAGE_OBJECTS, *gc.get_threshold()[1:])
+    sys.setswitchinterval(SWITCH_SECONDS)
     watcher = asyncio.create_task(watch(service))
     log.info("serving", extra={"fields": service.readiness().model_dump()})
     yield

@@ -1,11 +1,14 @@
 """Running the service: worker processes that share metrics, logs and a graceful end."""
 
 import os
+import resource
 import tempfile
 
 import uvicorn
 
 from churn_assets.serving.telemetry import LOGGING
+
+PROTOCOL = "churn_assets.serving.protocol:Limited"
 
 
 def run(host: str, port: int, workers: int) -> None:
@@ -16,6 +19,8 @@ def run(host: str, port: int, workers: int) -> None:
         port: 0 takes a free one.
         workers: Processes.
     """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory(prefix="churn-metrics-") as folder:
         if workers > 1:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
@@ -25,6 +30,8 @@ def run(host: str, port: int, workers: int) -> None:
             host=host,
             port=port,
             workers=workers,
+            http=PROTOCOL,
+            ws="none",
             log_config=LOGGING,
             access_log=False,
             server_header=False,

@@ -10,6 +10,7 @@ import os
 import secrets
 import time
 from functools import lru_cache
+from traceback import extract_tb
 from typing import Any
 
 from prometheus_client import (
@@ -87,6 +88,16 @@ LOGGING: dict[str, Any] = {
 }
 
 
+def _kinds_and_places(error: BaseException | None) -> list[str]:
+    """An exception and those that led to it, without their texts: these may name a customer."""
+    told: list[str] = []
+    while error:
+        places = [f"{f.filename}:{f.lineno} {f.name}" for f in extract_tb(error.__traceback__)]
+        told = [type(error).__name__, *places, *told]
+        error = error.__cause__ or error.__context__
+    return told
+
+
 class JsonLines(logging.Formatter):
     """One JSON object per line; `extra={"fields": …}` adds to it."""
 
@@ -98,7 +109,7 @@ class JsonLines(logging.Formatter):
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = _kinds_and_places(record.exc_info[1])
         return to_json(line).decode()
 
 
