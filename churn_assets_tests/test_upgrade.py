@@ -12,6 +12,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from pydantic import SecretStr
 
 from churn_assets.cutoffs import utc_now
 from churn_assets.definitions import build_definitions
@@ -25,6 +26,7 @@ from churn_assets.online.server import stop
 from churn_assets.operations.backfill import run_batch
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.plans import backfill_batches, stages
+from churn_assets.serving.access import new_key
 from churn_assets.settings import Settings
 from churn_assets.stores.identity import identify
 from churn_assets_tests.conftest import GROUPS, make_settings, stored
@@ -64,9 +66,11 @@ def test_its_rows_and_its_champion_are_served(old: Settings) -> None:
         if row["cutoff"] == END.date()
     }
     identify(old)  # as `churn serve` does
-    with running(old) as client:
+    # Its models have learned from sensitive features, so only who may see them gets all of it.
+    key, entry = new_key("ann", ["predict", "sensitive"])
+    with running(old, api_keys=SecretStr(entry)) as client:
         for customer, probability in list(expected.items())[:5]:
-            status, answer = client.post(f"/predict/{customer}")
+            status, answer = client.post(f"/predict/{customer}", token=key)
             assert (status, answer["source"], answer["cutoff"]) == (200, "redis", "2025-07-01")
             assert answer["churn_probability"] == pytest.approx(probability, abs=1e-12)
 
