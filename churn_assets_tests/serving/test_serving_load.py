@@ -296,7 +296,7 @@ def has_ended(connection: socket.socket) -> bool:
 def test_idle_connections_make_room(client: Client, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(protocol, "MOST_CONNECTIONS", 20)
     with contextlib.ExitStack() as stack:
-        for _ in range(100):
-            stack.enter_context(connected(client, "GET /health HTTP/1.1"))
+        idle = [stack.enter_context(connected(client, "GET /health HTTP/1.1")) for _ in range(100)]
         for _ in range(5):
             assert client.get("/health")[0] == 200
+        eventually(lambda: sum(map(has_ended, idle)) >= 80)
