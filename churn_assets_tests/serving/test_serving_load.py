@@ -273,7 +273,23 @@ def test_who_sends_no_more_is_let_go(
         assert status(connection) == 0
 
 
-def test_who_reads_no_answer_is_let_go(client: Client, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def lost(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int] | None]:
+    """The addresses of clients whose connections the service has ended."""
+    found: list[tuple[str, int] | None] = []
+    connection_lost = protocol.Limited.connection_lost
+
+    def note(self: protocol.Limited, error: Exception | None) -> None:
+        found.append(self.client)
+        connection_lost(self, error)
+
+    monkeypatch.setattr(protocol.Limited, "connection_lost", note)
+    return found
+
+
+def test_who_reads_no_answer_is_let_go(
+    client: Client, monkeypatch: pytest.MonkeyPatch, lost: list[tuple[str, int]]
+):
     monkeypatch.setattr(protocol, "UNREAD_SECONDS", 0.1)
     body = json.dumps({"customer_ids": [f"c{n}" for n in range(200)] * 5})
     post = f"POST /features:batch HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
@@ -282,21 +298,17 @@ def test_who_reads_no_answer_is_let_go(client: Client, monkeypatch: pytest.Monke
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         connection.connect(("127.0.0.1", client.port))
         connection.sendall(post.encode() * 8)
-        eventually(lambda: has_ended(connection))
+        eventually(lambda: connection.getsockname() in lost)
 
 
-def has_ended(connection: socket.socket) -> bool:
-    try:
-        connection.send(b" ")
-    except OSError:
-        return True
-    return False
-
-
-def test_idle_connections_make_room(client: Client, monkeypatch: pytest.MonkeyPatch):
+def test_idle_connections_make_room(
+    client: Client, monkeypatch: pytest.MonkeyPatch, lost: list[tuple[str, int]]
+):
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 1_000)
     monkeypatch.setattr(protocol, "MOST_CONNECTIONS", 20)
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(connected(client, "GET /health HTTP/1.1")) for _ in range(100)]
         for _ in range(5):
             assert client.get("/health")[0] == 200
-        eventually(lambda: sum(map(has_ended, idle)) >= 80)
+        addresses = [connection.getsockname() for connection in idle]
+        eventually(lambda: lost[:80] == addresses[:80])
