@@ -2,12 +2,12 @@
 
 Both travel as `Authorization: Bearer …`. A key is configured by its SHA-256 only, so neither the
 environment nor a core dump of it gives one away; keys are drawn by `churn api-key` with 256 bits,
-which need no slow hash. A token is verified with one key and only the algorithms of that kind of
-key, must expire, and must name this service as its audience.
+which need no slow hash. A token is verified with one key and only the algorithm of that kind of key
+(`token_key`), must expire, and must name this service as its audience.
 
 Without any key or token configured there is one caller, `local`, who must come from the loopback
-interface and ask for a loopback host name (a page of another site that rebinds its name to
-127.0.0.1 does not), and does not see sensitive features.
+interface, without a proxy, and ask for a loopback host name (a page of another site that rebinds
+its name to 127.0.0.1 does not), from no page of another site, and does not see sensitive features.
 """
 
 import hashlib
@@ -26,7 +26,8 @@ import jwt
 from fastapi import HTTPException
 from starlette.requests import HTTPConnection
 
-from churn_assets.serving.schemas import MAX_CUSTOMERS
+from churn_assets.serving.schemas import MAX_CUSTOMERS, MAX_ID_LENGTH
+from churn_assets.serving.token_key import TokenKey, token_key
 from churn_assets.settings import Settings, SettingsError
 
 SCOPES = {
@@ -41,6 +42,11 @@ LOCAL_SCOPES = frozenset(SCOPES) - {"sensitive"}
 
 # Callers whose rates a worker remembers before it looks whom it may forget.
 MOST_BUCKETS = 1_000
+
+PROXY_HEADERS = (
+    *("forwarded", "via", "x-real-ip"),
+    *("x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"),
+)
 
 KEY_FORMAT = "name:sha256:scope+scope, several separated by commas"
 
@@ -74,7 +80,7 @@ def parse_keys(text: str) -> dict[str, Caller]:
     for number, entry in enumerate(filter(None, map(str.strip, text.split(","))), 1):
         match entry.split(":"):
             case [name, digest, scopes] if (
-                name
+                _is_name(name)
                 and re.fullmatch("[0-9a-f]{64}", digest)
                 and digest not in callers
                 and set(scopes.split("+")) <= set(SCOPES)
@@ -95,30 +101,26 @@ class Access:
 
     Args:
         keys: Callers by the SHA-256 of their API keys.
-        jwt_key: Verifies tokens: a public key (PEM) or a shared secret; empty for none.
+        token_key: Verifies tokens; None where there are none.
         audience: The `aud` that a token must have.
     """
 
     keys: Mapping[str, Caller]
-    jwt_key: str = ""
+    token_key: TokenKey | None = None
     audience: str = ""
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Access":
         """Raises SettingsError where a secret is unusable; the message does not show it."""
         keys = settings.api_keys.get_secret_value() if settings.api_keys else ""
-        jwt_key = settings.jwt_key.get_secret_value() if settings.jwt_key else ""
-        if jwt_key and not jwt_key.startswith("-----BEGIN") and len(jwt_key) < 32:
-            raise SettingsError(
-                "CHURN_JWT_KEY is too short to be a secret (RFC 7518 asks for 32 bytes) and no PEM "
-                "public key. Draw one with `openssl rand -base64 32`."
-            )
-        return cls(parse_keys(keys), jwt_key, settings.jwt_audience)
+        text = settings.jwt_key.get_secret_value() if settings.jwt_key else ""
+        key = token_key(text) if text else None
+        return cls(parse_keys(keys), key, settings.jwt_audience)
 
     @property
     def open(self) -> bool:
         """Whether nobody has to say who they are."""
-        return not (self.keys or self.jwt_key)
+        return not (self.keys or self.token_key)
 
     def caller(self, connection: HTTPConnection, token: str | None, scope: str) -> Caller:
         """Who asks, provided that they have the scope.
@@ -133,10 +135,8 @@ class Access:
 
     def _identify(self, connection: HTTPConnection, token: str | None) -> Caller:
         if self.open:
-            if not _is_local(connection):
-                raise HTTPException(
-                    403, "Without CHURN_API_KEYS or CHURN_JWT_KEY only this machine is served."
-                )
+            if why := _not_local(connection):
+                raise HTTPException(403, f"Without CHURN_API_KEYS or CHURN_JWT_KEY {why}.")
             return LOCAL
         caller = token and (self.keys.get(_sha256(token)) or self._verify(token))
         if not caller:
@@ -148,24 +148,28 @@ class Access:
         return caller
 
     def _verify(self, token: str) -> Caller | None:
-        if not self.jwt_key:
+        if not self.token_key:
             return None
-        public = self.jwt_key.startswith("-----BEGIN")
         try:
             claims: dict[str, Any] = jwt.decode(
                 token,
-                self.jwt_key,
-                # By the kind of key and never by the token's header: otherwise a public key could
-                # be made to serve as a shared secret.
-                algorithms=["RS256", "ES256", "EdDSA"] if public else ["HS256"],
+                self.token_key.key,
+                algorithms=[self.token_key.algorithm],
                 audience=self.audience,
                 options={"require": ["exp", "sub", "aud"]},
             )
-            claims["sub"].encode()  # half a surrogate cannot be recorded
         except (jwt.PyJWTError, ValueError):
             return None
-        scopes = frozenset(str(claims.get("scope", "")).split()) & set(SCOPES)
-        return Caller(f"token:{claims['sub']}", scopes)
+        subject, scope = claims["sub"], claims.get("scope", "")
+        # RFC 8693 has scopes in one text. Of anything else the service would have to guess.
+        if not (isinstance(scope, str) and isinstance(subject, str) and _is_name(subject)):
+            return None
+        return Caller(f"token:{subject}", frozenset(scope.split()) & set(SCOPES))
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text can stand for a caller in logs: not blank, printable, not too long."""
+    return bool(text.strip()) and text.isprintable() and len(text) <= MAX_ID_LENGTH
 
 
 @lru_cache
@@ -178,9 +182,23 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _is_local(connection: HTTPConnection) -> bool:
+def _not_local(connection: HTTPConnection) -> str:
+    """Why a request is not one of a program or person on this machine; empty where it is.
+
+    A proxy on this machine that adds no header of its own cannot be told from one.
+    """
     client = connection.client.host if connection.client else ""
-    return is_loopback(client) and is_loopback(connection.headers.get("host", ""))
+    headers, host = connection.headers, connection.headers.get("host", "")
+    if not (is_loopback(client) and is_loopback(host)):
+        return "only this machine is served"
+    if any(name in headers for name in PROXY_HEADERS):
+        return "nobody is served through a proxy"
+    # A browser says where a page is from that asks; of a page of another site it hides the answer
+    # from the page, and no more.
+    site, origin = headers.get("sec-fetch-site", "none"), headers.get("origin")
+    if site not in ("none", "same-origin") or origin not in (None, f"http://{host}"):
+        return "no page of another site is served"
+    return ""
 
 
 def _sha256(text: str) -> str:

@@ -32,6 +32,7 @@ def run(host: str, port: int, workers: int) -> None:
             workers=workers,
             http=PROTOCOL,
             ws="none",
+            proxy_headers=False,  # the address of a client is that of its connection
             log_config=LOGGING,
             access_log=False,
             server_header=False,

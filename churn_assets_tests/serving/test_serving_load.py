@@ -9,6 +9,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from fastapi import HTTPException
@@ -101,7 +102,7 @@ def test_no_more_is_found_wrong_than_is_told(
 
 
 def test_the_first_errors_of_a_row_are_told(client: Client):
-    row = {column.name: [] for column in feature_columns(GROUPS)}
+    row: dict[str, Any] = {column.name: [] for column in feature_columns(GROUPS)}
     status, answer = client.post("/predict", {"rows": [row]})
     assert (status, len(answer["detail"])) == (422, bodies.MOST_ERRORS)
 

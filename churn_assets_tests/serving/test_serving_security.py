@@ -2,11 +2,14 @@
 the page knows, an audit log that reads can pass by, and errors that tell what they were asked.
 """
 
+import base64
 import datetime as dt
 import http.client
 import json
 import logging
 import os
+import secrets
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import jwt
 import pyarrow as pa
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from fastapi import HTTPException
 from pydantic import SecretStr
 
@@ -36,6 +39,7 @@ from churn_assets.serving.access import (
 from churn_assets.serving.audit import AuditLog, audit_query
 from churn_assets.serving.schemas import MAX_BODY_BYTES, MAX_CUSTOMERS
 from churn_assets.serving.telemetry import LOGGING, JsonLines
+from churn_assets.serving.token_key import token_key
 from churn_assets.settings import Settings, SettingsError
 from churn_assets.sources.tables import CUSTOMERS
 from churn_assets.stores.identity import identify
@@ -208,6 +212,82 @@ def hmac_token(key: bytes) -> str:
     return (signed + b"." + encoded(hmac.digest(key, signed, hashlib.sha256))).decode()
 
 
+def der(public: Any) -> bytes:
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return bytes(public.public_bytes(serialization.Encoding.DER, form))
+
+
+def pem(public: Any) -> str:
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return bytes(public.public_bytes(serialization.Encoding.PEM, form)).decode()
+
+
+def private_pem(private: Any) -> str:
+    form = serialization.PrivateFormat.PKCS8
+    none = serialization.NoEncryption()
+    return bytes(private.private_bytes(serialization.Encoding.PEM, form, none)).decode()
+
+
+ED = ed25519.Ed25519PrivateKey.generate()
+RSA, EC = rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP256R1())
+NO_KEYS = {
+    "blank": " " * 40,
+    "short": "x7#kQ",
+    "repeated": "secret" * 10,
+    "Base64 of DER": base64.b64encode(der(RSA.public_key())).decode(),
+    "in lines": "\n".join(textwrap.wrap(base64.b64encode(der(EC.public_key())).decode(), 64)),
+    "URL-safe": base64.urlsafe_b64encode(der(RSA.public_key())).rstrip(b"=").decode(),
+    "JWK": json.dumps({"kty": "oct", "k": "c2VjcmV0" * 9, "alg": "HS256"}),
+    "JWKS": json.dumps({"keys": [{"kty": "RSA", "n": "AQAB" * 99, "e": "AQAB"}]}),
+    "SSH": RSA.public_key()
+    .public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    .decode(),
+    "half a PEM": pem(RSA.public_key())[:200],
+    "a PEM without its middle": pem(RSA.public_key()).replace("A", "", 9),
+    "private": private_pem(EC),
+    "certificate": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----",
+    "weak RSA": pem(rsa.generate_private_key(65537, 1024).public_key()),
+    "another curve": pem(ec.generate_private_key(ec.SECP384R1()).public_key()),
+}
+
+
+@pytest.mark.parametrize("text", NO_KEYS.values(), ids=NO_KEYS.keys())
+def test_what_is_no_key_for_tokens_is_refused_at_start(text: str):
+    with pytest.raises(SettingsError, match="CHURN_JWT_KEY") as refused:
+        token_key(text)
+    told = str(refused.value)
+    assert not any(part in told for part in text.split() if len(part) > 12 and "-----" not in part)
+
+
+def test_a_key_may_be_written_in_one_line():
+    for private, algorithm in ((RSA, "RS256"), (EC, "ES256"), (ED, "EdDSA")):
+        for text in (pem(private.public_key()), pem(private.public_key()).replace("\n", r"\n")):
+            found = token_key(text)
+            assert found.algorithm == algorithm
+            claims = jwt.decode(
+                token_of(private, algorithm), found.key, [algorithm], audience=AUDIENCE
+            )
+            assert claims["sub"] == "ann"
+    assert token_key(secrets.token_urlsafe(32)).algorithm == "HS256"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scope": ["features"]},
+        {"scope": {"features": True}},
+        {"scope": 1},
+        {"sub": ""},
+        {"sub": "  "},
+        {"sub": "ann\nbob"},
+        {"sub": "x" * 300},
+    ],
+    ids=str,
+)
+def test_a_token_that_leaves_something_to_guess_is_nobody(client: Client, changes: dict[str, Any]):
+    assert client.get(f"/features/{IDS[0]}", token=token_of(**changes))[0] == 401
+
+
 def test_sensitive_features_need_the_right(client: Client, keys: Mapping[str, tuple[str, str]]):
     assert {"age", "gender", "location", "income", "education"} <= sensitive_features(GROUPS)
     for method, path, body, _ in ENDPOINTS[:2]:
@@ -245,6 +325,35 @@ def test_without_keys_this_machine_only_and_nothing_sensitive(settings: Settings
         for host in ("evil.example", "127.0.0.1.evil.example", "10.0.0.1:80", "[::"):
             assert client.get(path, headers={"Host": host})[0] == 403
     assert "sensitive" not in LOCAL_SCOPES
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Forwarded", "for=10.0.0.1"),
+        ("Via", "1.1 proxy"),
+        ("X-Forwarded-For", "127.0.0.1"),
+        ("X-Forwarded-Host", "shop.example"),
+        ("X-Forwarded-Proto", "https"),
+        ("X-Real-IP", "127.0.0.1"),
+        ("Origin", "https://evil.example"),
+        ("Origin", "null"),
+        ("Origin", "http://localhost:1"),
+        ("Sec-Fetch-Site", "cross-site"),
+        ("Sec-Fetch-Site", "same-site"),
+    ],
+)
+def test_without_keys_no_proxy_and_no_page_of_another_site(
+    settings: Settings, name: str, value: str
+):
+    path = f"/refresh/{IDS[0]}"
+    with running(settings, api_keys=None, jwt_key=None) as client:
+        assert client.post(path, headers={name: value})[0] == 403
+        own = {"Origin": f"http://127.0.0.1:{client.port}", "Sec-Fetch-Site": "same-origin"}
+        assert client.post(path, headers=own)[0] != 403
+    # With keys it is the key that counts: there may be a proxy, and tools of a browser send one.
+    with running(settings) as client:
+        assert client.get(f"/features/{IDS[0]}", token=token_of(), headers={name: value})[0] == 200
 
 
 @pytest.mark.parametrize(
