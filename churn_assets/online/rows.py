@@ -46,6 +46,9 @@ PHYSICAL = {
     "date32[day]": "i",
     "timestamp[us, tz=UTC]": "q",
 }
+# The codes of numbers in a row, as `_narrowest` chooses them.
+STORAGES = frozenset("bhiqfd")
+
 # Integers and strings need no conversion.
 TO_PYTHON: dict[str, Callable[[Any], Any]] = {
     "double": float,
@@ -57,6 +60,14 @@ TO_PYTHON: dict[str, Callable[[Any], Any]] = {
 
 class OnlineStoreError(RuntimeError):
     """The store or a table cannot be used; the message says what, why and how to fix it."""
+
+
+def not_as_published(what: str) -> OnlineStoreError:
+    """Of what somebody else wrote, which the message does not repeat."""
+    return OnlineStoreError(
+        f"{what} in the online store is not as it was published: something else wrote there. "
+        "Publish again: materialize online_features of the newest cutoff."
+    )
 
 
 @dataclass(frozen=True)
@@ -77,13 +88,20 @@ class RowCodec:
 
     @classmethod
     def from_schema(cls, schema: dict[str, Any], cutoff: date) -> RowCodec:
-        """The inverse of `schema`. Raises OnlineStoreError for an unknown format."""
+        """The inverse of `schema`. Raises OnlineStoreError for an unknown format or column."""
         if schema["format"] != FORMAT:
             raise OnlineStoreError(
                 f"The rows have format {schema['format']}, this code reads format {FORMAT}: "
                 "another release published them. Use that one, or publish again with this one."
             )
-        return cls(tuple(Column(*column) for column in schema["columns"]), cutoff)
+        columns = tuple(Column(*column) for column in schema["columns"])
+        names = [column.name for column in columns]
+        if not all(
+            isinstance(c.name, str) and c.dtype in PHYSICAL and c.storage in STORAGES
+            for c in columns
+        ) or len({*names}) < len(names):
+            raise not_as_published("The list of columns")
+        return cls(columns, cutoff)
 
     @cached_property
     def schema(self) -> dict[str, Any]:
@@ -175,8 +193,12 @@ class RowCodec:
             if column.dtype == "string":
                 start, end = end, end + value
                 features[column.name] = row[start:end].decode()
+                if value < 0:
+                    raise not_as_published("A row")
             else:
                 features[column.name] = TO_PYTHON[column.dtype](value)
+        if end != len(row):
+            raise not_as_published("A row")
         null_bits = int.from_bytes(nulls, "little")
         while null_bits:
             last = null_bits.bit_length() - 1
@@ -199,6 +221,10 @@ class RowCodec:
         # All strings as one flat Arrow array, row by row; each column is every k-th of them.
         texts = [i for i, column in enumerate(self.columns) if column.dtype == "string"]
         lengths = np.array([fixed[str(i)] for i in texts], np.int64).T
+        lengths = lengths.reshape(len(rows), len(texts))
+        # Arrow reads at these places without looking.
+        if (lengths < 0).any() or [*map(len, rows)] != (size + lengths.sum(axis=1)).tolist():
+            raise not_as_published("A row")
         ends = np.concatenate([[0], np.cumsum(lengths)])
         buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(row[size:] for row in rows))]
         flat = pa.Array.from_buffers(pa.large_binary(), lengths.size, buffers)

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from churn_assets.online.rows import OnlineStoreError
+from churn_assets.online.rows import OnlineStoreError, not_as_published
 
 if TYPE_CHECKING:
     import pyarrow as pa
 from churn_assets.online.publishing import _round_trips
-from churn_assets.online.versions import Namespace, OnlineVersion
+from churn_assets.online.versions import Namespace, OnlineVersion, version_name
 
 READ_ATTEMPTS = 100  # each failed attempt means that a version went live during it
 
@@ -45,10 +45,13 @@ class OnlineStore:
         if manifest is None:
             return [None] * len(customer_ids)
         decode, cutoff = manifest.codec.decode, manifest.cutoff
-        return [
-            None if row is None else {"customer_id": id_, "cutoff": cutoff, **decode(row)}
-            for id_, row in zip(customer_ids, rows, strict=True)
-        ]
+        try:
+            return [
+                None if row is None else {"customer_id": id_, "cutoff": cutoff, **decode(row)}
+                for id_, row in zip(customer_ids, rows, strict=True)
+            ]
+        except (ValueError, OverflowError):  # a text that is no UTF-8, a day that is none
+            raise not_as_published("A row") from None
 
     def _read(self, customer_ids: Sequence[str]) -> tuple[OnlineVersion | None, list[bytes | None]]:
         namespace = self._namespace
@@ -67,7 +70,7 @@ class OnlineStore:
                 return None, []
             if known and known.version.encode() == live:
                 return known, rows
-            self._known = OnlineVersion.read(namespace, live.decode())
+            self._known = OnlineVersion.read(namespace, version_name(live))
         raise OnlineStoreError(
             f"No version was live throughout a read, in {READ_ATTEMPTS} attempts: something "
             "publishes without pause, or the manifest of the current version in "
@@ -82,8 +85,8 @@ def read_version(namespace: Namespace, version: str | None = None) -> pa.Table:
     """
     import pyarrow as pa
 
-    live: Any = namespace.client.hget(namespace.pointer, "current") or b""
-    name = version or live.decode()
+    live: Any = namespace.client.hget(namespace.pointer, "current")
+    name = version or version_name(live)
     manifest = OnlineVersion.read(namespace, name)
     ids: list[str] = []
     rows: list[bytes] = []
@@ -92,7 +95,10 @@ def read_version(namespace: Namespace, version: str | None = None) -> pa.Table:
         for bucket in buckets:
             pipeline.hgetall(namespace.key(name, bucket))
         for found in pipeline.execute():
-            ids.extend(id_.decode() for id_ in found)
+            try:
+                ids.extend(id_.decode() for id_ in found)
+            except ValueError:
+                raise not_as_published("The id of a customer") from None
             rows.extend(found.values())
     if manifest is None or len(rows) != manifest.rows:
         raise OnlineStoreError(
@@ -104,6 +110,9 @@ def read_version(namespace: Namespace, version: str | None = None) -> pa.Table:
         "customer_id": pa.array(ids, pa.string()),
         "cutoff": pa.array([manifest.cutoff] * len(ids), pa.date32()),
     }
-    features = manifest.codec.decode_table(rows)
+    try:
+        features = manifest.codec.decode_table(rows)
+    except (ValueError, OverflowError):
+        raise not_as_published("A row") from None
     names = [*keys, *features.column_names]
     return pa.table([*keys.values(), *features.columns], names).sort_by("customer_id")

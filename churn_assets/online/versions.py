@@ -47,13 +47,14 @@ Nothing here knows what a feature means.
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from churn_assets.online.rows import RowCodec
+from churn_assets.online.rows import RowCodec, not_as_published
 
 if TYPE_CHECKING:
     import redis
@@ -180,6 +181,11 @@ REASONS = {
 }
 
 
+VERSION = rb"[0-9]{4}-[0-9]{2}-[0-9]{2}-[0-9a-f]{12}-[0-9]{1,15}"
+
+# Far beyond what a table of customers needs; a reader goes through all of them.
+MOST_BUCKETS = 2**24
+
 # The pointer of version 0.1.
 UNNAMED_POINTER = "churn:pointer"
 
@@ -209,7 +215,7 @@ class Namespace:
     def retained(self) -> tuple[str, str]:
         """The live version and the one before it; empty where there is none."""
         found: Any = self.client.hmget(self.pointer, ["current", "previous"])
-        live, previous = ((version or b"").decode() for version in found)
+        live, previous = map(version_name, found)
         return live, previous
 
     def key(self, version: str, part: int | str) -> str:
@@ -239,6 +245,21 @@ class Namespace:
         return [part.decode() for part in reply]
 
 
+def version_name(said: bytes | None) -> str:
+    """The name of a version that the server gave; empty where it gave none.
+
+    It becomes part of keys and of the paths of files, so it is never used as it comes.
+
+    Raises:
+        OnlineStoreError: It is no name of a version.
+    """
+    if not said:
+        return ""
+    if not re.fullmatch(VERSION, said):
+        raise not_as_published("The name of a version")
+    return said.decode()
+
+
 @dataclass(frozen=True)
 class OnlineVersion:
     """What a reader must know of a version."""
@@ -262,10 +283,21 @@ class OnlineVersion:
 
     @classmethod
     def read(cls, namespace: Namespace, version: str) -> OnlineVersion | None:
-        """None if there is no such version. Raises OnlineStoreError for an unknown format."""
+        """None if there is no such version.
+
+        Raises:
+            OnlineStoreError: It has an unknown format, or is not as it was published.
+        """
         text: Any = namespace.client.get(namespace.key(version, "manifest"))
         if text is None:
             return None
-        content = json.loads(text)
-        codec = RowCodec.from_schema(content["schema"], date.fromisoformat(content["cutoff"]))
-        return cls(version, content["rows"], content["buckets"], codec)
+        try:
+            content = json.loads(text)
+            rows, buckets = content["rows"], content["buckets"]
+            codec = RowCodec.from_schema(content["schema"], date.fromisoformat(content["cutoff"]))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise not_as_published("The manifest of a version") from None
+        counts = all(type(count) is int for count in (rows, buckets))
+        if not (counts and rows >= 0 and 0 < buckets <= MOST_BUCKETS) or content["cutoff"] != version[:10]:
+            raise not_as_published("The manifest of a version")
+        return cls(version, rows, buckets, codec)
