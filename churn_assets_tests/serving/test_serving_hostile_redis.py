@@ -148,3 +148,44 @@ def test_a_row_of_any_content_stops_nobody(
                 assert customer.decode() not in str(error)
     finally:
         namespace.client.hset(namespace.key(live, 0), customer, row)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("buckets", value) for value in (0, -1, 2**60, "1", 1.5, True, None)),
+        *(("rows", value) for value in (-1, "1", None)),
+        *(("cutoff", value) for value in ("2025-05-01", "../x", 5)),
+        ("columns", [["age", "int32", "9999999s"]]),
+        ("columns", [["age", "int31", "i"]]),
+        ("columns", [[1, "int32", "i"]]),
+        ("columns", [["age", "int32", "i"]] * 2),
+        ("columns", [["age", "int32"]]),
+    ],
+    ids=str,
+)
+def test_a_manifest_that_nobody_published_is_refused(published: Any, field: str, value: Any):
+    namespace, live, manifest, _ = published
+    text = hostile(json.loads(manifest), field, value)
+    namespace.client.set(namespace.key(live, "manifest"), text)
+    try:
+        with pytest.raises(OnlineStoreError, match="not as it was published"):
+            OnlineStore(namespace).live()
+    finally:
+        namespace.client.set(namespace.key(live, "manifest"), manifest)
+
+
+@pytest.mark.parametrize("change", [-200, -1, 1, 200])
+def test_a_row_of_another_length_is_refused(published: Any, change: int):
+    """Arrow would read beyond the end of what there is."""
+    namespace, live, _, rows = published
+    customer, row = next(iter(rows.items()))
+    spoilt = row[:change] if change < 0 else row + b"x" * change
+    namespace.client.hset(namespace.key(live, 0), customer, spoilt)
+    try:
+        with pytest.raises(OnlineStoreError):
+            OnlineStore(namespace).get(customer.decode())
+        with pytest.raises(OnlineStoreError):
+            read_version(namespace)
+    finally:
+        namespace.client.hset(namespace.key(live, 0), customer, row)
