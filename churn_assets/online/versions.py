@@ -298,6 +298,9 @@ class OnlineVersion:
         except (ValueError, TypeError, KeyError, RecursionError):
             raise not_as_published("The manifest of a version") from None
         counts = all(type(count) is int for count in (rows, buckets))
-        if not (counts and rows >= 0 and 0 < buckets <= MOST_BUCKETS) or content["cutoff"] != version[:10]:
+        if (
+            not (counts and rows >= 0 and 0 < buckets <= MOST_BUCKETS)
+            or content["cutoff"] != version[:10]
+        ):
             raise not_as_published("The manifest of a version")
         return cls(version, rows, buckets, codec)

@@ -2,8 +2,8 @@
 
 The registry's champion is the newest decision on disk (MLflow's alias is an output of the same
 decision). It is loaded in the background and swapped in one step, so that a request uses one model
-from beginning to end and none waits for a load. A champion that cannot be loaded leaves the one
-before in place.
+from beginning to end and none waits for a load. A champion that cannot be loaded, or with which
+another process came to grief (`serving.trial`), leaves the one before in place.
 
 Fitted pipelines take a data frame and 10 ms per call, whatever the number of rows, nearly all of it
 in pandas and in checks of the input. `Scorer` takes the fitted parts out of a pipeline and applies
@@ -13,6 +13,7 @@ them to arrays: the same numbers, for one row or many.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from churn_assets.cutoffs import Calendar
@@ -28,6 +29,7 @@ from churn_assets.models.champion import CHAMPION_MODEL, Champion, newest_champi
 from churn_assets.models.estimators import LARGEST, MISSING, FittedModel
 from churn_assets.predictions.churn_predictions import AT_RISK, RETAINED, explainer
 from churn_assets.predictions.reasons import Explainer
+from churn_assets.serving.trial import refusal
 from churn_assets.stores.artefacts import MANIFEST, DamagedArtefact, is_pruned, require_whole
 
 if TYPE_CHECKING:
@@ -132,6 +134,8 @@ class LiveChampion:
         require_whole(folder)
         manifest = Manifest.from_json((folder / MANIFEST).read_text())
         refuse_other_features(manifest, feature_versions(self._groups))
+        if why := refusal(folder):
+            raise DamagedArtefact(folder, why, f"rm -r {quote(str(folder))}; churn backfill")
         model = read_artefact(folder)
         explains = explainer(self._groups, manifest, model, self._calendar.lookback_days)
         return LiveModel(decision, manifest, Scorer(model), explains, self._threshold)
