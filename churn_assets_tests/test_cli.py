@@ -22,6 +22,8 @@ from churn_assets import cli
 from churn_assets.serving.audit import audit_query
 from churn_assets.stores.identity import FILE, AnotherInstallation, find_identity, identify
 from churn_assets_tests.conftest import make_settings, query
+from churn_assets_tests.served_shop import eventually
+from churn_assets_tests.stores.test_private import open_to_others
 
 UCI = Path(__file__).parents[2] / "shared" / "data"
 
@@ -37,6 +39,7 @@ def churn(
         env=environment | {"CHURN_HOME": str(home / "state"), "NO_COLOR": "1"} | settings,
         cwd=home,
         input=typed,
+        umask=0o022,  # as most machines have it
         capture_output=True,
         text=True,
         check=False,
@@ -218,6 +221,11 @@ def test_cutoffs_before_the_first_customer_have_no_model(tmp_path: Path) -> None
     assert "Nothing is missing." in again.stdout
     assert left_out in " ".join(again.stdout.split())
     reads_are_recorded(tmp_path, early)
+    a_service_takes_a_snapshot(tmp_path, early)
+    assert churn(tmp_path, "report", **early).returncode == 0
+    made_by = ("mlflow.db", "mlartifacts", "dagster", "online_store", "offline_store.duckdb")
+    assert all((tmp_path / "state" / name).exists() for name in made_by)
+    assert not open_to_others(tmp_path / "state")
     champions = tmp_path / "state" / "offline_store" / "champion_model"
     assert sorted(path.name for path in champions.iterdir()) == [
         "cutoff=2025-03-01",
@@ -244,6 +252,18 @@ def reads_are_recorded(home: Path, settings: dict[str, str]) -> None:
     assert [(row["customer_id"], row["found"]) for row in got] == [("c1", True), ("nobody", False)]
     assert {row["source"] for row in got} == {"redis"}
     assert {row["cutoff"] for row in found} == {dt.date(2025, 4, 1), None}
+
+
+def a_service_takes_a_snapshot(home: Path, settings: dict[str, str]) -> None:
+    churn = str(Path(sys.executable).parent / "churn")
+    command = [churn, "serve", "--port", "0", "--workers", "1"]
+    environment = os.environ | {"CHURN_HOME": str(home / "state")} | settings
+    process = subprocess.Popen(command, env=environment, umask=0o022, stdout=subprocess.DEVNULL)
+    try:
+        eventually(lambda: list((home / "state" / "serving").glob("*.arrow")))
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @pytest.mark.skipif(not UCI.exists(), reason="needs the UCI data in ../shared/data")
