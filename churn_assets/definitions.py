@@ -42,6 +42,7 @@ from churn_assets.sources.synthetic import Synthetic
 from churn_assets.stores.catalog import Catalog
 from churn_assets.stores.identity import identify, refuse_another
 from churn_assets.stores.io_manager import OfflineIOManager
+from churn_assets.stores.private import keep_private
 from churn_assets.training_data import dataset, labels
 
 
@@ -114,6 +115,8 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     return definitions
 
 
+# Whatever loads this module may write state: a run's worker, the daemon, a `dagster` command.
+keep_private()
 settings = Settings.read()
 refuse_another(settings)
 defs = build_definitions(settings)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import copytree
@@ -18,8 +19,11 @@ import pytest
 from click.testing import CliRunner
 
 from churn_assets import cli
+from churn_assets.serving.audit import audit_query
 from churn_assets.stores.identity import FILE, AnotherInstallation, find_identity, identify
 from churn_assets_tests.conftest import make_settings, query
+from churn_assets_tests.served_shop import eventually
+from churn_assets_tests.stores.test_private import open_to_others
 
 UCI = Path(__file__).parents[2] / "shared" / "data"
 
@@ -35,6 +39,7 @@ def churn(
         env=environment | {"CHURN_HOME": str(home / "state"), "NO_COLOR": "1"} | settings,
         cwd=home,
         input=typed,
+        umask=0o022,  # as most machines have it
         capture_output=True,
         text=True,
         check=False,
@@ -98,6 +103,38 @@ def test_sql_reads_the_runs_only_for_a_statement_that_names_the_log(shop: Path) 
     typed = "SELECT 1;\nSELECT count(*) > 0 AS there FROM refresh_log;\n"
     run = churn(shop, "sql", typed=typed, **SMALL_SHOP)
     assert "true" in run.stdout, run.stderr
+
+
+def audit(home: Path) -> list[dict[str, object]]:
+    """What the audit log says of commands."""
+    wanted = "caller, action, source, cutoff, customer_id, found, query"
+    return query(f"SELECT {wanted} FROM ({audit_query(home / 'state')}) ORDER BY read_at")
+
+
+def test_a_read_by_a_command_is_recorded_or_refused(shop: Path) -> None:
+    folder = shop / "state" / "serving" / "audit"
+    shutil.rmtree(folder, ignore_errors=True)
+    churn(shop, "sql", "FROM audit_log -- [é]", **SMALL_SHOP)
+    churn(shop, "sql", typed="SELECT 1;\nSELECT nonsense;\nSELECT 2;\n", **SMALL_SHOP)
+    churn(shop, "explain", "nobody", "2025-05-01", **SMALL_SHOP)
+    found = audit(shop)
+    assert {row["caller"] for row in found} == {f"cli:{getpass.getuser()}"}
+    assert [row["query"] for row in found if row["action"] == "sql"] == [
+        *("FROM audit_log -- [é]", "SELECT 1;", "SELECT nonsense;"),
+    ]
+    assert {row["source"] for row in found} == {"offline"}
+    asked = found[-1]
+    assert (asked["action"], asked["customer_id"], asked["found"]) == ("explain", "nobody", False)
+    assert asked["cutoff"] == dt.date(2025, 5, 1)
+
+    shutil.rmtree(folder)
+    folder.touch()
+    for arguments in (["sql", "SELECT 4711"], ["explain", "nobody", "2025-05-01"]):
+        run = churn(shop, *arguments, **SMALL_SHOP)
+        assert run.returncode == 1
+        assert "Nothing is shown, because the audit log" in run.stderr
+        assert "Traceback" not in run.stderr and "4711" not in run.stdout
+    folder.unlink()
 
 
 def test_the_database_for_people_has_a_view_per_table(shop: Path) -> None:
@@ -183,11 +220,50 @@ def test_cutoffs_before_the_first_customer_have_no_model(tmp_path: Path) -> None
     again = churn(tmp_path, "backfill", **early)
     assert "Nothing is missing." in again.stdout
     assert left_out in " ".join(again.stdout.split())
+    reads_are_recorded(tmp_path, early)
+    a_service_takes_a_snapshot(tmp_path, early)
+    assert churn(tmp_path, "report", **early).returncode == 0
+    made_by = ("mlflow.db", "mlartifacts", "dagster", "online_store", "offline_store.duckdb")
+    assert all((tmp_path / "state" / name).exists() for name in made_by)
+    assert not open_to_others(tmp_path / "state")
     champions = tmp_path / "state" / "offline_store" / "champion_model"
     assert sorted(path.name for path in champions.iterdir()) == [
         "cutoff=2025-03-01",
         "cutoff=2025-04-01",
     ]
+
+
+def reads_are_recorded(home: Path, settings: dict[str, str]) -> None:
+    """Contacts that are shown or written, and the row that is served."""
+    free = settings | {"CHURN_CONTACT_COST": "0"}
+    assert churn(home, "contacts", "--limit", "2", **free).returncode == 0
+    run = churn(home, "contacts", "--out", str(home / "all.csv"), **free)
+    assert run.returncode == 0, run.stderr
+    written = query(f"SELECT customer_id FROM '{home}/all.csv'")
+    assert len(written) > 2
+    assert f"{len(written)} customers to contact at 2025-04-01" in run.stdout
+    assert churn(home, "online", "get", "c1", **settings).returncode == 0
+    assert churn(home, "online", "get", "nobody", **settings).returncode == 1
+    found = audit(home)
+    shown = [row["customer_id"] for row in found if row["action"] == "contacts"]
+    every = [row["customer_id"] for row in written]
+    assert Counter(shown) == Counter([*every[:2], *every])
+    got = [row for row in found if row["action"] == "online get"]
+    assert [(row["customer_id"], row["found"]) for row in got] == [("c1", True), ("nobody", False)]
+    assert {row["source"] for row in got} == {"redis"}
+    assert {row["cutoff"] for row in found} == {dt.date(2025, 4, 1), None}
+
+
+def a_service_takes_a_snapshot(home: Path, settings: dict[str, str]) -> None:
+    churn = str(Path(sys.executable).parent / "churn")
+    command = [churn, "serve", "--port", "0", "--workers", "1"]
+    environment = os.environ | {"CHURN_HOME": str(home / "state")} | settings
+    process = subprocess.Popen(command, env=environment, umask=0o022, stdout=subprocess.DEVNULL)
+    try:
+        eventually(lambda: list((home / "state" / "serving").glob("*.arrow")))
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @pytest.mark.skipif(not UCI.exists(), reason="needs the UCI data in ../shared/data")

@@ -9,6 +9,8 @@ from importlib import import_module
 
 import click
 
+from churn_assets.stores.private import keep_private
+
 MODULES = ("making", "looking", "state", "online", "service")
 
 
@@ -33,6 +35,7 @@ class Commands(click.Group):
 @click.group(cls=Commands)
 def churn() -> None:
     """Point-in-time churn features, labels and training sets."""
+    keep_private()
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from churn_assets.cli.recorded import record_read
 from churn_assets.cli.values import DAY, settings_to_read, shown, store_with_catalog
 from churn_assets.cutoffs import utc_now
 from churn_assets.operations.terminal import terminal
@@ -72,7 +73,7 @@ def sql(query: str | None) -> None:
     """Run a DuckDB query over the offline store; without one, read queries from standard input.
 
     Every table is a view, and so are refresh_log: what Dagster did, when, and with what outcome;
-    and audit_log: whose rows the service gave to whom.
+    and audit_log: who read whose rows, or ran which query. Each statement is recorded there.
     """
     from churn_assets.monitoring.refresh_log import empty_log, refresh_log
     from churn_assets.operations.instance import dagster_instance
@@ -86,9 +87,11 @@ def sql(query: str | None) -> None:
     with store.connect() as connection:
         create_views(connection, store)
         connection.register("refresh_log", empty_log())
-        connection.execute(f"CREATE VIEW audit_log AS {audit_query(store.home)}")
         prompt = "churn> " if sys.stdin.isatty() else ""
         for statement in [query] if query else statements(prompt):
+            record_read(settings, "sql", query=statement.strip())
+            # Anew each time, because the file of the day may just have been made.
+            connection.execute(f"CREATE OR REPLACE VIEW audit_log AS {audit_query(store.home)}")
             # Every run is read for it: seconds, where there are thousands.
             if "refresh_log" in statement.lower():
                 with dagster_instance(settings) as instance:
@@ -125,11 +128,17 @@ def explain(customer_id: str, cutoff: dt.datetime) -> None:
     table = Table("feature", "value", "unit", "window", "rows", "of", "first day", "last day")
     group = ""
     groups = feature_groups(settings.review_vectors)
-    for row in explain_customer(groups, offline_store(settings), calendar, customer_id, day):
+    try:
+        rows = explain_customer(groups, offline_store(settings), calendar, customer_id, day)
+    except LookupError:
+        record_read(settings, "explain", cutoff=day, customers=[(customer_id, False)])
+        raise
+    record_read(settings, "explain", cutoff=day, customers=[(customer_id, True)])
+    for row in rows:
         if row.group != group:
             group = row.group
             table.add_section()
-            table.add_row(f"[bold]{group}")
+            table.add_row(group, style="bold")
         own, *of = row.spans
         table.add_row(
             row.feature,
@@ -171,15 +180,22 @@ def contacts(cutoff: dt.datetime | None, limit: int, out: Path | None) -> None:
     if out and out.suffix not in (".csv", ".parquet"):
         raise click.ClickException(f"{out} ends neither with .csv nor with .parquet.")
     query = contacts_query(store.scan(CHURN_PREDICTIONS, [key]).sql, Economics.of(settings))
+    most = f"LIMIT {limit}" if out is None else ""
     with store.connect() as connection:
+        connection.execute(f"CREATE TEMP TABLE contacts AS FROM ({query}) {most}")
+        ids = [id_ for (id_,) in connection.execute("SELECT customer_id FROM contacts").fetchall()]
+        record_read(
+            settings,
+            "contacts",
+            cutoff=dt.date.fromisoformat(key),
+            customers=[(id_, True) for id_ in ids],
+        )
         if out is None:
-            _show(connection, f"FROM ({query}) LIMIT {limit}")
+            _show(connection, "FROM contacts")
             return
         file_format = "csv, HEADER" if out.suffix == ".csv" else "parquet"
-        written = connection.execute(
-            f"COPY ({query}) TO '{quoted(out)}' (FORMAT {file_format})"
-        ).fetchall()
-    click.echo(f"{written[0][0]:,} customers to contact at {key} are in {out}.")
+        connection.execute(f"COPY contacts TO '{quoted(out)}' (FORMAT {file_format})")
+    click.echo(f"{len(ids):,} customers to contact at {key} are in {out}.")
 
 
 COMMANDS = (status, report, sql, explain, contacts)

@@ -2,6 +2,7 @@
 
 import click
 
+from churn_assets.cli.recorded import record_read
 from churn_assets.cli.values import shown
 from churn_assets.settings import Settings
 from churn_assets.stores.identity import identify
@@ -22,6 +23,13 @@ def get(customer_id: str) -> None:
     settings = Settings.read()
     store = OnlineStore(open_to_read(settings.home, settings.redis_url, identify(settings)))
     row = store.get(customer_id)
+    record_read(
+        settings,
+        "online get",
+        source="redis",
+        cutoff=row["cutoff"] if row else None,
+        customers=[(customer_id, row is not None)],
+    )
     if row is None:
         live = store.live()
         where = f"version {live.version} ({live.rows:,} customers)" if live else "nothing"

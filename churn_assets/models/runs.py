@@ -2,7 +2,8 @@
 
 Grain: one run per model asset and partition (`stores.tracking`). The registered model is called
 `churn-<name>`, after the installation. The model that is logged is the
-artefact folder itself, opened by `models.pyfunc`: the same bytes that predict.
+artefact folder itself, opened by `models.pyfunc`: the same bytes that predict. No input example
+goes with it, because a row of the training data is a customer's; the signature says what goes in.
 """
 
 import json

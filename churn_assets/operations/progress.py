@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from churn_assets.cutoffs import utc_now
 from churn_assets.operations.plans import Batch
+from churn_assets.operations.terminal import marked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,18 +14,17 @@ if TYPE_CHECKING:
 
 @contextmanager
 def shown_progress(console: "Console", batch: Batch) -> Iterator[Callable[[str, str], None]]:
-    from rich.markup import escape
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     began = utc_now()
     running: list[str] = []
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[step]}"),
+        TextColumn("{task.fields[step]}", markup=False),
         console=console,
         transient=True,
         disable=not console.is_terminal,
@@ -33,7 +33,7 @@ def shown_progress(console: "Console", batch: Batch) -> Iterator[Callable[[str, 
 
         def on_step(step: str, what: str) -> None:
             if what == "warned":
-                progress.console.print(f"[yellow]![/yellow] {escape(step)}", highlight=False)
+                progress.console.print(marked("!", "yellow", step), highlight=False)
                 return
             if what == "started":
                 running.append(step)
@@ -44,4 +44,5 @@ def shown_progress(console: "Console", batch: Batch) -> Iterator[Callable[[str, 
 
         yield on_step
     seconds = (utc_now() - began).total_seconds()
-    console.print(f"[green]✓[/green] {batch.label}: {len(batch.assets)} assets in {seconds:.1f} s")
+    what = f"{batch.label}: {len(batch.assets)} assets in {seconds:.1f} s"
+    console.print(marked("✓", "green", what))

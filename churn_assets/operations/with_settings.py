@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from churn_assets.settings import ENV_FILE, Settings, SettingsError, refuse_two_values
+from churn_assets.stores.private import keep_private
 
 DAGSTER_YAML = Path(__file__).parent / "dagster.yaml"
 
@@ -32,7 +33,7 @@ def make_dagster_home(settings: Settings) -> Path:
         if not (home / "dagster.yaml").exists():
             # In one step, for other commands that start now.
             made = home / f"dagster.yaml.{os.getpid()}"
-            shutil.copy(DAGSTER_YAML, made)
+            shutil.copyfile(DAGSTER_YAML, made)  # with the rights of new files
             made.replace(home / "dagster.yaml")
     except OSError as error:
         raise OSError(
@@ -44,6 +45,7 @@ def make_dagster_home(settings: Settings) -> Path:
 
 def main(command: list[str]) -> None:
     """Become `command`."""
+    keep_private()
     try:
         settings = Settings.read()
         refuse_two_values(ENV_FILE)

@@ -27,6 +27,7 @@ from churn_assets.serving.routes import operations
 from churn_assets.serving.rows import Unavailable
 from churn_assets.serving.service import Service
 from churn_assets.settings import Settings
+from churn_assets.stores.private import keep_private
 
 WATCH_SECONDS = 1.0
 
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 
 def from_environment() -> FastAPI:
     """What a worker process runs."""
+    keep_private()
     return create_app(Settings.read())
 
 

@@ -30,8 +30,8 @@ from churn_assets.serving.access import Access, Caller, RateLimit
 from churn_assets.serving.audit import AuditLog
 from churn_assets.serving.batching import Batcher
 from churn_assets.serving.held import hold, leads_to, let_go
+from churn_assets.serving.live_champion import LiveChampion, LiveModel
 from churn_assets.serving.rows import Found, Row, Rows
-from churn_assets.serving.scoring import LiveChampion, LiveModel
 from churn_assets.serving.turns import AtOnce, Turns
 from churn_assets.settings import Settings
 from churn_assets.stores.identity import FILE, AnotherInstallation, refuse_another
@@ -162,9 +162,10 @@ class Service:
         return self.champion.model
 
     def watch(self) -> None:
-        """Follow the state folder, the online store and the choice of champion, and set the
-        metrics about them.
+        """Follow the state folder, the online store and the choice of champion, set the metrics
+        about them, and see whether an audit log that failed can be written again.
         """
+        self.audit.retry()
         before, state = self.champion.model, self._state
         if not state.is_there():
             log.warning("Another state folder is in the place of the one before; it is served now.")
@@ -185,15 +186,19 @@ class Service:
                     telemetry.MODEL_INFO.labels(manifest.model, manifest.version).set(value)
 
     def readiness(self) -> schemas.Readiness:
-        """Whether rows can be served and scored. A service that answers from a snapshot can."""
+        """Whether rows can be served, scored and recorded. A service that answers from a snapshot
+        can.
+        """
         model, snapshot = self.champion.model, self.rows.snapshot
         champion = f"{model.decision.model} of {model.decision.model_cutoff}" if model else "none"
         checks = {
             "online store": self.rows.away or "ok",
             "features": f"version {snapshot.version}" if snapshot else "no version was seen live",
             "model": ": ".join(filter(None, [champion, self.champion.problem])),
+            "audit log": self.audit.problem or "ok",
         }
-        return schemas.Readiness(ready=bool(model and snapshot), checks=checks)
+        ready = bool(model and snapshot and not self.audit.problem)
+        return schemas.Readiness(ready=ready, checks=checks)
 
     def close(self) -> None:
         self._state.close()

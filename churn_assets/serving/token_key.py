@@ -49,10 +49,12 @@ def token_key(text: str) -> TokenKey:
             "looks like a key in another form than PEM (Base64, JWK or SSH). Give the public key "
             "as PEM: `openssl pkey -pubin -inform DER -in key.der` writes it."
         )
-    if len(text.strip().encode()) < SECRET_BYTES or len({*text.strip()}) < DISTINCT_CHARACTERS:
+    is_long = len(text.strip().encode()) >= SECRET_BYTES
+    if not is_long or len({*text.strip()}) < DISTINCT_CHARACTERS:
         raise _refused(
-            f"is too weak to be a secret (RFC 7518 asks for {SECRET_BYTES} bytes, drawn at random) "
-            "and no PEM public key. Draw one with `openssl rand -base64 32`."
+            f"is too {'regular' if is_long else 'short'} to be a secret (RFC 7518 asks for "
+            f"{SECRET_BYTES} random bytes) and no PEM public key. Draw one with "
+            "`openssl rand -base64 32`."
         )
     return TokenKey(text, "HS256")
 

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from churn_assets.settings import Settings, SettingsError
+from churn_assets.stores.private import tighten
 from churn_assets.stores.staging import staged, write_text
 
 FILE = "installation.json"
@@ -126,13 +127,14 @@ def refuse_another(settings: Settings) -> Identity | None:
 
 
 def identify(settings: Settings) -> Identity:
-    """The identity of the state folder, written now where it is new.
+    """The identity of the state folder, written now where it is new; it is made private.
 
     Raises:
         AnotherInstallation: It is that of other settings.
         PermissionError: The state folder cannot be written.
     """
     identity = refuse_another(settings)
+    tighten(settings.home)
     if identity is None:
         _refuse_other_boundaries(settings)
         _write_once(settings)

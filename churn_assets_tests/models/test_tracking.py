@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from churn_assets.definitions import build_definitions
 from churn_assets.models.artefacts import Manifest, ModelStore
@@ -76,6 +77,19 @@ def test_a_re_run_leaves_one_run_with_the_right_metrics(tracking: ModelRuns):
     assert run.data.params == {"C": "2"}
     assert run.data.tags["dagster.run_id"] == "dagster-3"
     assert tracking.client.get_run(other).info.lifecycle_stage == "active"
+
+
+def test_no_row_of_a_customer_is_logged(tmp_path: Path):
+    """Such as an input example: MLflow shows it to everybody, and no erasure finds it."""
+    tracking = model_runs(tmp_path)
+    for estimator in ESTIMATORS:
+        tracking.record(made(tracking, estimator, "2025-06-01"), {})
+    files = [path for path in (tmp_path / "mlartifacts").rglob("*") if path.is_file()]
+    models = [path for path in files if path.name == "MLmodel"]
+    assert len(models) == len(ESTIMATORS)
+    assert not any("example" in path.name for path in files)
+    said = [yaml.safe_load(path.read_text()) for path in models]
+    assert not any(model.get("saved_input_example_info") for model in said)
 
 
 def test_a_run_that_was_killed_half_way_is_replaced(

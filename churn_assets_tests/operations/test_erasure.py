@@ -6,6 +6,7 @@ One small state is made once, from files with UUIDs as ids. Each test erases som
 import datetime as dt
 import json
 import random
+import re
 import shutil
 import sqlite3
 import uuid
@@ -29,7 +30,7 @@ from churn_assets.online.server import stop
 from churn_assets.online.store import read_version
 from churn_assets.operations import erasure
 from churn_assets.operations.backfill import BackfillFailed
-from churn_assets.operations.traces import erase_snapshots, masks
+from churn_assets.operations.traces import erase_audit, erase_snapshots, masks
 from churn_assets.serving.audit import AuditLog, audit_query
 from churn_assets.stores.erased import FILE, Erased
 from churn_assets.stores.identity import identify
@@ -160,6 +161,7 @@ def test_nothing_is_left_of_who_is_erased(state: State, tmp_path: Path) -> None:
     audit = AuditLog(home)
     read = [(GONE, True), (CUSTOMERS[1], True)]
     audit.record("shop", "r", "c", "features", False, "redis", newest, read)
+    audit.record("shop", "r", "c", "sql", False, "offline", None, [], query=f"SELECT '{GONE}'")
     (home / "serving").mkdir(exist_ok=True)
     leftover = home / "staging" / "of-a-killed-run"
     leftover.parent.mkdir(exist_ok=True)
@@ -176,7 +178,9 @@ def test_nothing_is_left_of_who_is_erased(state: State, tmp_path: Path) -> None:
     assert "logistic_regression_model learned from them: 2025-06-01" in result.output
     assert "review_topic_model learned from them: whole" in result.output
     read_since = query(audit_query(home))
-    assert [row["customer_id"] for row in read_since] == ["*" * len(GONE), CUSTOMERS[1]]
+    masked = "*" * len(GONE)
+    assert [row["customer_id"] for row in read_since] == [masked, CUSTOMERS[1], None]
+    assert read_since[-1]["query"] == f"SELECT '{masked}'"
 
     # Both online versions are whole without the customer.
     namespace = namespace_of(state)
@@ -281,6 +285,30 @@ def test_a_reset_keeps_the_list(state: State) -> None:
 def test_a_short_id_is_no_number_of_a_record() -> None:
     assert masks(["7"]) == {"| 7 |": "| * |"}
     assert masks(['a"b-12345']) == {'a"b-12345': "*" * 9, 'a\\"b-12345': "*" * 10}
+
+
+QUERIES = {
+    f"FROM raw_events WHERE customer_id = '{GONE}'": "FROM raw_events WHERE *_id = '*'",
+    "SELECT 7, '7', 17, x7": "SELECT *, '*', 17, x7",
+    'a\nnabc-1234 "nabc-1234" \\n': 'a\n* "*" \\n',
+    "SELECT 'O''Hara and sons', 'ü-ü-ü-ü-ü'": "SELECT '*', '*'",
+    '{"customer_id":"7","query":"7"}': '{"*_id":"*","query":"*"}',
+}
+
+
+def test_an_id_in_a_query_of_the_audit_log_is_overwritten(tmp_path: Path) -> None:
+    """And nothing else is: a line that cannot be read any more is no record."""
+    customers = [GONE, "7", "nabc-1234", "O'Hara and sons", "ü-ü-ü-ü-ü", "customer"]
+    audit = AuditLog(tmp_path)
+    for text in QUERIES:
+        audit.record("s", "r", "cli:7", "sql", True, "offline", None, [("7", True)], query=text)
+    (file,) = (tmp_path / "serving" / "audit").iterdir()
+    size = file.stat().st_size
+    erase_audit(tmp_path, customers)
+    assert file.stat().st_size == size
+    rows = query(audit_query(tmp_path))
+    assert [re.sub(r"\*+", "*", row["query"]) for row in rows] == list(QUERIES.values())
+    assert {(row["customer_id"], row["caller"]) for row in rows} == {("*", "cli:7")}
 
 
 def test_scores_of_their_texts_are_forgotten(base: State, state: State) -> None:

@@ -39,7 +39,7 @@ from churn_assets.operations.plans import Batch, Range, stages
 from churn_assets.operations.reset import kept
 from churn_assets.serving.audit import folder as audit_folder
 from churn_assets.serving.audit import old_days
-from churn_assets.serving.scoring import LiveChampion
+from churn_assets.serving.live_champion import LiveChampion
 from churn_assets.stores.artefacts import MANIFEST, PRUNED, PrunedArtefact
 from churn_assets.stores.tracking import ASSET_TAG, PARTITION_TAG
 from churn_assets_tests.conftest import GROUPS, make_settings, model_runs

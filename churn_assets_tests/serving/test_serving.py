@@ -398,6 +398,42 @@ def test_readiness_says_what_is_lacking(tmp_path: Path, shop: Shop):
         assert client.post("/predict", {"rows": [{}]})[0] == 503
 
 
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A file system of 64 KB in the place of a folder."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_makes_the_service_not_ready_until_it_has_space(
+    shop: Shop, rows: list[dict[str, Any]]
+):
+    """A balancer asks a service that is not ready for nothing, so it has to find out by itself."""
+    folder = shop.settings.home / "serving" / "audit"
+    path = f"/features/{rows[0]['customer_id']}"
+    with running(shop.settings) as client, small_disk(folder):
+        eventually(lambda: client.get("/ready")[0] == 200)
+        with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        assert client.get(path)[0] == 503
+        status, ready = client.get("/ready")
+        assert (status, ready["ready"]) == (503, False)
+        said = "it cannot be written: No space left on device"
+        assert ready["checks"]["audit log"] == said
+        client.service.watch()
+        assert client.get("/ready")[0] == 503
+        (folder / "filler").unlink()
+        eventually(lambda: client.get("/ready")[0] == 200)
+        assert client.get("/ready")[1]["checks"]["audit log"] == "ok"
+        assert client.get(path)[0] == 200
+
+
 def serves(client: Client, cutoff: dt.date) -> bool:
     return client.service.rows.cutoff == cutoff
 

@@ -95,7 +95,7 @@ def test_a_request_that_began_before_the_end_is_answered(tmp_path: Path):
     body = b'{"customer_ids": []}'
     head = (
         "POST /predict HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     with serve(tmp_path) as command, socket.create_connection(("127.0.0.1", command.port)) as held:
         held.sendall(head.encode())

@@ -100,7 +100,7 @@ def test_the_model_before_stays_in_use(shop: Shop, monkeypatch: pytest.MonkeyPat
             tried.append(folder)
             return "a process that tried it died of SIGSEGV"
 
-        monkeypatch.setattr("churn_assets.serving.scoring.refusal", died)
+        monkeypatch.setattr("churn_assets.serving.live_champion.refusal", died)
         try:
             choose(shop, "xgboost_model", LATER)
             eventually(lambda: "SIGSEGV" in client.get("/ready")[1]["checks"]["model"])

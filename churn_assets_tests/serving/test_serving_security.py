@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -580,21 +581,80 @@ def test_a_line_that_a_full_disk_cut_short_hides_no_other(
 ):
     worker, other = AuditLog(tmp_path), AuditLog(tmp_path)
     write = os.write
-
-    def record(log: AuditLog, customer: str) -> None:
-        log.record("shop", "r", "ann", "features", False, "redis", CUTOFF, [(customer, True)])
-
-    record(worker, "first")
+    record_one(worker, "first")
     monkeypatch.setattr(os, "write", lambda file, text: write(file, text[:50]))
     with pytest.raises(OSError, match="disk is full"):
-        record(worker, "refused")
+        record_one(worker, "refused")
+    assert worker.problem == "it cannot be written: the disk is full"
     monkeypatch.undo()
-    record(other, "second")
-    record(worker, "third")
+    record_one(other, "second")
+    worker.retry()
+    assert not worker.problem
+    record_one(worker, "third")
     log = query(audit_query(tmp_path))
     assert [row["customer_id"] for row in log] == ["first", "second", "third"]
     worker.close()
     other.close()
+
+
+def record_one(log: AuditLog, customer: str) -> None:
+    log.record("shop", "r", "ann", "features", False, "redis", CUTOFF, [(customer, True)])
+
+
+@pytest.mark.parametrize("way", ["deleted", "folder deleted", "moved", "replaced", "emptied"])
+def test_a_file_that_somebody_takes_away_loses_the_past_only(tmp_path: Path, way: str):
+    log = AuditLog(tmp_path)
+    record_one(log, "before")
+    (file,) = (tmp_path / "serving" / "audit").iterdir()
+    if way == "deleted":
+        file.unlink()
+    elif way == "folder deleted":
+        shutil.rmtree(tmp_path / "serving")
+    elif way == "emptied":
+        os.truncate(file, 0)
+    else:
+        file.rename(file.with_name("rotated.jsonl"))
+        if way == "replaced":
+            file.touch()
+    record_one(log, "after")
+    found = [row["customer_id"] for row in query(audit_query(tmp_path))]
+    assert sorted(found) == (["after", "before"] if way in ("moved", "replaced") else ["after"])
+    log.close()
+
+
+def test_a_file_that_is_deleted_during_a_write_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    log, write = AuditLog(tmp_path), os.write
+    record_one(log, "before")
+    (file,) = (tmp_path / "serving" / "audit").iterdir()
+
+    def delete_and_write(opened: int, text: bytes) -> int:
+        file.unlink()
+        monkeypatch.undo()
+        return write(opened, text)
+
+    monkeypatch.setattr(os, "write", delete_and_write)
+    record_one(log, "meanwhile")
+    assert [row["customer_id"] for row in query(audit_query(tmp_path))] == ["meanwhile"]
+    log.close()
+
+
+def test_a_request_without_customers_is_one_row(tmp_path: Path):
+    log = AuditLog(tmp_path)
+    old = (
+        b'\n{"read_at":"2025-01-01T00:00:00Z","customers":[{"customer_id":"old","found":true}]}\n\n'
+    )
+    (tmp_path / "serving" / "audit" / "2025-01-01.jsonl").write_bytes(old)
+    log.record("shop", "r", "cli:ann", "sql", True, "offline", None, [], query="SELECT 1")
+    record_one(log, "bob")
+    rows = query(audit_query(tmp_path))
+    assert [(row["customer_id"], row["found"], row["query"]) for row in rows] == [
+        ("old", True, None),
+        (None, None, "SELECT 1"),
+        ("bob", True, None),
+    ]
+    log.close()
 
 
 def test_an_empty_audit_log_is_a_table(tmp_path: Path):
