@@ -5,12 +5,16 @@ both with a message that names the variable. Nothing else in the package reads t
 """
 
 import datetime as dt
+import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import unquote, unquote_plus
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -19,6 +23,9 @@ from churn_assets.cutoffs import Cadence, Calendar
 
 DATA = Path("data")
 ENV_FILE = Path(".env")
+
+# Options of URLs that hold a secret, by a part of their name.
+SECRET_OPTION = "pass|pwd|token|key|secret|auth|cred"
 
 
 class SettingsError(ValueError):
@@ -84,9 +91,13 @@ class Settings(BaseSettings):
     duckdb_memory_limit: str = Field("", description="e.g. 8GB; empty: 80 % of the machine")
     duckdb_temp_directory: Path | None = Field(None, description="where DuckDB spills")
     duckdb_threads: int = Field(0, ge=0, description="0: one per core")
-    redis_url: str | None = Field(None, validation_alias=AliasChoices("REDIS_URL", "redis_url"))
+    redis_url: str | None = Field(
+        None, validation_alias=AliasChoices("REDIS_URL", "redis_url"), repr=False
+    )
     mlflow_tracking_uri: str | None = Field(
-        None, validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri")
+        None,
+        validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),
+        repr=False,
     )
 
     alert_url: SecretStr | None = Field(
@@ -162,7 +173,10 @@ class Settings(BaseSettings):
             )
         import apprise
 
-        if not apprise.Apprise().add(url.get_secret_value()):
+        # Of a URL that it does not take, it logs all.
+        with without_logs("apprise"):
+            taken = apprise.Apprise().add(url.get_secret_value())
+        if not taken:
             raise ValueError(
                 "no service takes this. It is a URL such as jsons://host/path (a webhook), "
                 "mailtos://user:password@host or slack://…; https://appriseit.com lists them"
@@ -193,11 +207,10 @@ class Settings(BaseSettings):
             settings = cls()
             settings.calendar()
         except ValidationError as error:
-            secret = {n for n, f in cls.model_fields.items() if f.annotation == SecretStr | None}
             wrong = [
-                f"{_variable(name)}={'***' if name in secret else repr(e['input'])}: {e['msg']}"
+                f"{name}={'***' if name in SECRET else repr(e['input'])}: {e['msg']}"
                 for e in error.errors()
-                for name in [str(e["loc"][0])]
+                for name in [_variable(str(e["loc"][0]))]
             ]
             raise SettingsError("; ".join(wrong)) from None
         return settings
@@ -272,7 +285,8 @@ def refuse_ambiguous(path: Path) -> None:
                 "storage is in CHURN_HOME."
             )
         if name.upper() in known and (name not in known or line.value is None):
-            raise SettingsError(f"{where}: write it as {name.upper()}={line.value or ''}")
+            value = "…" if name.upper() in SECRET else line.value or ""
+            raise SettingsError(f"{where}: write it as {name.upper()}={value}")
         for other in re.findall(r"\$\{([^}:]*)", line.value or ""):
             if first.get(other, -1) >= number:
                 raise SettingsError(
@@ -289,13 +303,10 @@ def refuse_two_values(path: Path) -> None:
     """
     from dotenv import dotenv_values
 
-    secret = {
-        _variable(n) for n, f in Settings.model_fields.items() if "Secret" in f"{f.annotation}"
-    }
     for name in map(_variable, Settings.model_fields):
         values = os.environ.get(name), dotenv_values(path).get(name)
         if None not in values and values[0] != values[1]:
-            shown = ("one value", "another") if name in secret else values
+            shown = ("one value", "another") if name in SECRET else values
             raise SettingsError(
                 f"{name} is {shown[0]} in the environment and {shown[1]} in {path}. Dagster would "
                 "take the second and `churn` the first. Unset one of them."
@@ -320,3 +331,59 @@ def _variable(field: str) -> str:
     return (
         field.upper() if field.upper().startswith(("REDIS", "MLFLOW")) else f"CHURN_{field.upper()}"
     )
+
+
+# Variables whose value is never shown as it is: secrets, and URLs that may have one in them.
+SECRET = {
+    _variable(name)
+    for name, field in Settings.model_fields.items()
+    if field.annotation == SecretStr | None or not field.repr
+}
+
+
+def without_credentials(uri: str) -> str:
+    """A URI as it may be shown: without user, password and options.
+
+    A password that is not written as a URI wants it may hold any sign, so of two readings the
+    shorter is shown.
+    """
+    address, question, options = uri.partition("?")
+    host = address.removeprefix(_scheme(uri)).rpartition("@")[2]
+    if "@" in options:  # the password has a question mark in it, or an option an address
+        host = question = ""
+    return f"{_scheme(uri)}{host}{question}{'***' if options else ''}"
+
+
+def without_secrets(text: object, uri: str | None) -> str:
+    """A text, such as that of a library's error, without what a URI holds of secrets."""
+    shown, parts = str(text), _secrets_of(uri or "")
+    if uri:
+        shown = shown.replace(uri, without_credentials(uri))
+    for part in sorted(parts, key=len, reverse=True):
+        shown = shown.replace(part, "***")
+    return shown
+
+
+def _scheme(uri: str) -> str:
+    scheme = re.match("[A-Za-z][A-Za-z0-9+.-]*://", uri)
+    return scheme[0] if scheme else ""
+
+
+def _secrets_of(uri: str) -> set[str]:
+    """The passwords of a URI, as they are written there and as they are meant."""
+    account = uri.removeprefix(_scheme(uri)).rpartition("@")[0]
+    options = re.findall("[?&;]([^=&;]*)=([^&;]*)", uri)
+    found = {account, account.partition(":")[2]}
+    found |= {value for name, value in options if re.search(SECRET_OPTION, name, re.IGNORECASE)}
+    return {text for part in found if part for text in (part, unquote(part), unquote_plus(part))}
+
+
+@contextmanager
+def without_logs(logger: str) -> Iterator[None]:
+    """Drop what a library logs meanwhile."""
+    before, found = logging.getLogger(logger).disabled, logging.getLogger(logger)
+    found.disabled = True
+    try:
+        yield
+    finally:
+        found.disabled = before

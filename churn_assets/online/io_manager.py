@@ -16,6 +16,7 @@ from churn_assets.online.rows import OnlineStoreError
 from churn_assets.online.server import ServerError, open_client, redis_url
 from churn_assets.online.store import OnlineStore, read_version
 from churn_assets.online.versions import Namespace
+from churn_assets.settings import without_secrets
 from churn_assets.stores.identity import Identity
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.retries import connections_are_retried
@@ -40,9 +41,9 @@ def connect(home: Path, url: str | None, **options: Any) -> redis.Redis:
     except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
         # Never the URL itself: it may hold a password.
         raise ServerError(
-            f"The server that REDIS_URL names cannot be used: {error} Start it, or unset REDIS_URL "
-            "to use a private one."
-        ) from error
+            f"The server that REDIS_URL names cannot be used: {without_secrets(error, url)} Start "
+            "it, or unset REDIS_URL to use a private one."
+        ) from None
     return client
 
 
@@ -121,9 +122,10 @@ class OnlineIOManager(dg.IOManager):
                 )
             except redis.RedisError as error:
                 raise ServerError(
-                    f"The sync of {newest} broke off: {error} What was live stays live. See that "
-                    "the server runs and has memory and disk left, and run again: the sync goes on."
-                ) from error
+                    f"The sync of {newest} broke off: {without_secrets(error, self.url)} What was "
+                    "live stays live. See that the server runs and has memory and disk left, and "
+                    "run again: the sync goes on."
+                ) from None
         context.log.info(f"{published.version}: {published.rows:,} rows, {published.reason}")
         metadata = {
             "dagster/row_count": published.rows,
@@ -152,7 +154,8 @@ class OnlineIOManager(dg.IOManager):
                 return "it is neither live nor retained"
             return damage_of(namespace, version)
         except redis.RedisError as error:
-            raise ServerError(f"The online store does not answer: {error}") from error
+            why = without_secrets(error, self.url)
+            raise ServerError(f"The online store does not answer: {why}") from None
 
     def load_input(self, context: dg.InputContext) -> pa.Table | None:
         """What is live, as `read_version` gives it; None where it is not of the newest partition

@@ -33,6 +33,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import select
 import shutil
 import signal
@@ -209,45 +210,66 @@ def open_client(url: str, **options: Any) -> redis.Redis:
     import redis
 
     library: Any = redis  # much of it has no types
+    client: redis.Redis | None
+    try:
+        client = _client_of(library, url, options)
+        if client and hasattr(client, "connection_pool"):  # a cluster has connected by now
+            pool: Any = client.connection_pool
+            pool.connection_class(**pool.connection_kwargs)  # which connects to nothing yet
+    except ValueError:
+        client = None  # the reason would quote the URL, which may hold a password
+    except TypeError as error:
+        option = re.search("unexpected keyword argument '(.*?)'", str(error))
+        raise ServerError(
+            f"REDIS_URL has an option that redis-py does not know: {option[1] if option else '?'}. "
+            "Correct or remove what is after the question mark."
+        ) from None
+    if client is None:
+        raise ServerError(
+            "REDIS_URL has none of the forms redis://, rediss:// or unix:// as in redis-py, "
+            "redis+sentinel://host:port[,…]/service[/db] and redis+cluster://host:port[,…], or an "
+            "option with a wrong value. Correct it, or unset it to use a private server."
+        )
+    return client
+
+
+def _client_of(library: Any, url: str, options: dict[str, Any]) -> redis.Redis | None:
+    """None for a URL of no known form; raises ValueError for parts that cannot be read, and
+    TypeError for unknown options.
+    """
     parts = urlsplit(url)
     scheme, _, kind = parts.scheme.partition("+")
     account, at, hosts = parts.netloc.rpartition("@")
     service, _, db = parts.path.strip("/").partition("/")
+    client: redis.Redis
+    if not kind:
+        client = library.Redis.from_url(url, **options)
+        return client
     if kind == "sentinel":
         parts = parts._replace(path=db)
-    client: redis.Redis
-    try:
-        if not kind:
-            return redis.Redis.from_url(url, **options)
-        urls = [
-            parts._replace(scheme=scheme, netloc=f"{account}{at}{host}").geturl()
-            for host in hosts.split(",")
-        ]
-        nodes = [library.connection.parse_url(url) for url in urls]
-    except ValueError:
-        kind = "unknown"  # the reason would quote the URL, which may hold a password
+    urls = [
+        parts._replace(scheme=scheme, netloc=f"{account}{at}{host}").geturl()
+        for host in hosts.split(",")
+    ]
+    nodes = [library.connection.parse_url(url) for url in urls]
     if kind == "cluster":
         startup = [library.cluster.ClusterNode(n["host"], n.get("port", 6379)) for n in nodes]
         client = library.RedisCluster(url=urls[0], startup_nodes=startup, **options)
         return client
-    if kind == "sentinel" and service:
-        options = {"ssl": scheme == "rediss"} | nodes[0] | options
-        for name in ("host", "port", "connection_class"):
-            options.pop(name, None)
-        own = {name: options.pop(name) for name in list(options) if name.startswith("sentinel_")}
-        shared = {name: options[name] for name in options if name.startswith(("ssl", "socket_"))}
-        sentinels = library.Sentinel(
-            [(node["host"], node.get("port", 26379)) for node in nodes],
-            sentinel_kwargs=shared | {name.removeprefix("sentinel_"): own[name] for name in own},
-            **options,
-        )
-        client = sentinels.master_for(service)
-        return client
-    raise ServerError(
-        "REDIS_URL has none of the forms redis://, rediss:// or unix:// as in redis-py, "
-        "redis+sentinel://host:port[,…]/service[/db] and redis+cluster://host:port[,…]. Correct "
-        "it, or unset it to use a private server."
+    if kind != "sentinel" or not service:
+        return None
+    options = {"ssl": scheme == "rediss"} | nodes[0] | options
+    for name in ("host", "port", "connection_class"):
+        options.pop(name, None)
+    own = {name: options.pop(name) for name in list(options) if name.startswith("sentinel_")}
+    shared = {name: options[name] for name in options if name.startswith(("ssl", "socket_"))}
+    sentinels = library.Sentinel(
+        [(node["host"], node.get("port", 26379)) for node in nodes],
+        sentinel_kwargs=shared | {name.removeprefix("sentinel_"): own[name] for name in own},
+        **options,
     )
+    client = sentinels.master_for(service)
+    return client
 
 
 def server_binary() -> str:

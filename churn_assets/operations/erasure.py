@@ -27,7 +27,7 @@ from churn_assets.online.erasing import compact, erase
 from churn_assets.online.io_manager import open_to_publish
 from churn_assets.online.server import ServerError
 from churn_assets.operations.plans import Batch, plan_refresh, stages
-from churn_assets.settings import Settings
+from churn_assets.settings import Settings, without_secrets
 from churn_assets.stores.artefacts import ArtefactStore
 from churn_assets.stores.digests import file_digest
 from churn_assets.stores.erased import Erased
@@ -114,10 +114,11 @@ def erase_online(settings: Settings, customers: Collection[str]) -> int:
             if not settings.redis_url:
                 compact(namespace.client)
         except redis.RedisError as error:
+            why = without_secrets(error, settings.redis_url)
             raise ServerError(
-                f"Erasing rows online broke off: {error} See that the server runs, and give the "
-                "same command again."
-            ) from error
+                f"Erasing rows online broke off: {why} See that the server runs, and give the same "
+                "command again."
+            ) from None
     return erased
 
 

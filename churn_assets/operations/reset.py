@@ -21,7 +21,7 @@ from churn_assets.operations.disk_space import size
 from churn_assets.operations.instance import dagster_instance
 from churn_assets.operations.killed_runs import going_on
 from churn_assets.operations.with_settings import DAGSTER_YAML, dagster_home
-from churn_assets.settings import Settings
+from churn_assets.settings import Settings, without_secrets
 from churn_assets.stores.identity import FILE, AnotherInstallation, find_identity
 
 # By layer, each path below CHURN_HOME: a folder stands for all that is in it. The last three are
@@ -171,8 +171,9 @@ def delete_online(home: Path, url: str, name: str) -> int:
             while some := list(islice(keys, KEYS_AT_ONCE)):
                 deleted += int(client.unlink(*some))
         except redis.RedisError as error:
+            why = without_secrets(error, url)
             raise ServerError(
-                f"Deleting churn:{name}:* on the server that REDIS_URL names broke off: {error} "
+                f"Deleting churn:{name}:* on the server that REDIS_URL names broke off: {why} "
                 "Run `churn reset --yes` again, or unset REDIS_URL to leave the keys there."
-            ) from error
+            ) from None
     return deleted

@@ -187,8 +187,11 @@ class Rows:
     def _give_up(self, error: Exception) -> None:
         if self._store:
             log.warning("The online store is away; its snapshot answers.")
-        # Not the error's text: it may name the server, and with it a password.
-        self.away = f"it is away: {type(error).__name__}"
+        # Everybody may read this, so it is not the error's text, which may name the server.
+        away = f"it is away: {type(error).__name__}"
+        if isinstance(error, ServerError) and self.away != away:
+            log.error("%s", error)
+        self.away = away
         self._store = None
 
     def _take_snapshot(self, version: str) -> "Snapshot | None":

@@ -25,7 +25,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
+from churn_assets.settings import without_credentials, without_secrets
 from churn_assets.stores.identity import Identity
 from churn_assets.stores.staging import staged
 
@@ -41,6 +43,10 @@ DAGSTER_RUN_TAG = "dagster.run_id"
 
 # Where `make mlflow` serves, for links from Dagster.
 LOCAL_SERVER = "http://localhost:5000"
+
+
+class TrackingError(RuntimeError):
+    """The tracking store cannot be used; the message shows no password."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,21 @@ class Tracking:
 
     @property
     def tracking_uri(self) -> str:
+        """As MLflow gets it: of an HTTP server without user and password, see `_account`."""
+        if self.uri and self._account:
+            account, _, rest = self.uri.partition("@")
+            return f"{account.partition('://')[0]}://{rest}"
         return self.uri or f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @property
+    def _account(self) -> tuple[str, str] | None:
+        """User and password of an HTTP server, which MLflow takes from variables as well.
+
+        It puts a URI into errors, tags and links.
+        """
+        # Signs that separate the parts of a URI are not in a part as they are.
+        found = re.match("https?://([^:/?#@]+):([^:/?#@]+)@[^@]*$", self.uri or "")
+        return (unquote(found[1]), unquote(found[2])) if found else None
 
     @property
     def client(self) -> "MlflowClient":
@@ -86,6 +106,9 @@ class Tracking:
                 and others may use the server.
         """
         mlflow = import_mlflow()
+        if self._account:
+            os.environ["MLFLOW_TRACKING_USERNAME"] = self._account[0]
+            os.environ["MLFLOW_TRACKING_PASSWORD"] = self._account[1]
         with self.locked():
             if not self.uri:
                 self._make_database()
@@ -219,7 +242,8 @@ class Tracking:
 
     def run_url(self, run_id: str) -> str:
         """Where the run can be looked at: on the server, or on that of `make mlflow`."""
-        server = self.uri if self.uri and self.uri.startswith("http") else LOCAL_SERVER
+        server = without_credentials(self.uri or "").partition("?")[0]
+        server = server if server.startswith("http") else LOCAL_SERVER
         return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{run_id}"
 
     def runs(self, asset: str, partition: str, condition: str = "") -> list[str]:
@@ -249,30 +273,53 @@ class Tracking:
                 os.environ[variable] = before
 
     @contextmanager
+    def _told_safely(self) -> Iterator[None]:
+        """Keep what the URI holds of secrets out of errors, with all that they were caused by."""
+        try:
+            yield
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                if without_secrets(cause, self.uri) != str(cause):
+                    raise TrackingError(
+                        f"MLFLOW_TRACKING_URI={without_credentials(self.uri or '')} cannot be "
+                        f"used: {without_secrets(error, self.uri)}"
+                    ) from None
+                cause = cause.__cause__ or cause.__context__
+            raise
+
+    @contextmanager
     def locked(self) -> Iterator[None]:
         """One process of this installation at a time.
 
         Raises:
             TimeoutError: A process of another kind, such as a database browser, locks SQLite.
+            TrackingError: MLflow failed, and the reason would show a password.
         """
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "mlflow.lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             try:
-                yield
+                with self._told_safely():
+                    yield
             except import_mlflow().MlflowException as error:
                 if "database is locked" not in str(error):
                     raise
+                database = without_credentials(self.uri) if self.uri else self.home / "mlflow.db"
                 raise TimeoutError(
-                    f"{self.tracking_uri} is locked by another process, for longer than MLflow "
+                    f"{database} is locked by another process, for longer than MLflow "
                     "waits. End what writes to it (`fuser` and the path name it), and run again: "
                     "what was recorded of this partition is replaced."
                 ) from error
 
 
 def import_mlflow() -> Any:
-    """MLflow, imported with telemetry off: it decides that once, while it is imported."""
+    """MLflow, imported with telemetry off: it decides that once, while it is imported.
+
+    Nor does it print where a run is: the page of a partition links to it.
+    """
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     import mlflow
 
     # It announces every step of making its schema.
