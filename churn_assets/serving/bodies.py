@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
 
 from churn_assets.serving.schemas import MAX_BODY_BYTES, MAX_CUSTOMERS
 from churn_assets.serving.service import Session
@@ -61,18 +62,22 @@ async def _read(request: Request, session: Session) -> tuple[bytes, int]:
     """The body, and for how many customers the caller has paid with it.
 
     Raises:
-        HTTPException: 422 where it is not declared as JSON, 429 over the caller's rate.
+        HTTPException: 400 where it ends too early, 429 over the caller's rate.
+        RequestValidationError: It is not declared as JSON.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and "+json" in kind):
         error = {"type": "content_type", "loc": ("header", "content-type")}
         raise RequestValidationError([error | {"msg": "The content type is no JSON"}])
     content, paid = bytearray(), 0
-    async for chunk in request.stream():
-        content += chunk
-        if (due := -(-len(content) // BYTES_PER_CUSTOMER)) > paid:
-            session.service.rate_limit.charge(session.caller, due - paid)
-            paid = due
+    try:
+        async for chunk in request.stream():
+            content += chunk
+            if (due := -(-len(content) // BYTES_PER_CUSTOMER)) > paid:
+                session.service.rate_limit.charge(session.caller, due - paid)
+                paid = due
+    except ClientDisconnect:
+        raise HTTPException(400, "The connection ended before the body.") from None
     return bytes(content), paid
 
 

@@ -77,6 +77,19 @@ def test_who_may_not_is_told_before_the_body_comes(client: Client, path: str):
                     connection.recv(1)
 
 
+def test_a_body_that_breaks_off_is_no_failure_of_the_service(
+    client: Client, caplog: pytest.LogCaptureFixture
+):
+    head = ("POST /predict HTTP/1.1", "Host: localhost", JSON, "Content-Length: 3000")
+    with caplog.at_level("INFO", "churn_assets.serving"):
+        with connected(client, *head, f"Authorization: Bearer {KEY}", "", "{") as connection:
+            connection.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+        eventually(lambda: "request" in [record.message for record in caplog.records])
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
 FIELDS = ", ".join(f'"field{number}": 1' for number in range(200_000))
 LARGE = {
     "unknown fields of a row": f'{{"rows": [{{{FIELDS}}}]}}',
