@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -505,6 +506,24 @@ def test_a_failure_says_nothing_of_itself(full: Client, monkeypatch: pytest.Monk
     assert status == 500
     assert IDS[0] not in answer["detail"]
     assert full.headers["X-Request-ID"] in answer["detail"]
+
+
+def test_a_logged_exception_has_kinds_and_places_but_no_text():
+    def look_up() -> None:
+        try:
+            {}[IDS[0]]
+        except KeyError as error:
+            raise ValueError(f"nothing about {IDS[0]}") from error
+
+    try:
+        look_up()
+    except ValueError:
+        record = logging.LogRecord("x", 40, __file__, 1, "It failed.", None, sys.exc_info())
+    line = JsonLines().format(record)
+    assert IDS[0] not in line
+    kinds = [told for told in json.loads(line)["exception"] if " " not in told]
+    assert kinds == ["KeyError", "ValueError"]
+    assert line.count("look_up") == 2
 
 
 # --------------------------------------------------------------------------- how much, and who did
