@@ -511,7 +511,7 @@ def test_a_failure_says_nothing_of_itself(full: Client, monkeypatch: pytest.Monk
 def test_a_logged_exception_has_kinds_and_places_but_no_text():
     def look_up() -> None:
         try:
-            {}[IDS[0]]
+            dict[str, str]()[IDS[0]]
         except KeyError as error:
             raise ValueError(f"nothing about {IDS[0]}") from error
 
