@@ -374,6 +374,8 @@ def _secrets_of(uri: str) -> set[str]:
     account = uri.removeprefix(_scheme(uri)).rpartition("@")[0]
     options = re.findall("[?&;]([^=&;]*)=([^&;]*)", uri)
     found = {account, account.partition(":")[2]}
+    if ":" not in account and not uri.startswith("http"):
+        found = set()  # a user without a password; over HTTP it may be a token
     found |= {value for name, value in options if re.search(SECRET_OPTION, name, re.IGNORECASE)}
     return {text for part in found if part for text in (part, unquote(part), unquote_plus(part))}
 

@@ -5,6 +5,7 @@ backfill that needs more than its command.
 import datetime as dt
 import getpass
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from churn_assets import cli
+from churn_assets.cli.recorded import MOST_CHARACTERS, record_read
 from churn_assets.serving.audit import audit_query
 from churn_assets.stores.identity import FILE, AnotherInstallation, find_identity, identify
 from churn_assets_tests.conftest import make_settings, query
@@ -118,7 +120,7 @@ def test_a_read_by_a_command_is_recorded_or_refused(shop: Path) -> None:
     churn(shop, "sql", typed="SELECT 1;\nSELECT nonsense;\nSELECT 2;\n", **SMALL_SHOP)
     churn(shop, "explain", "nobody", "2025-05-01", **SMALL_SHOP)
     found = audit(shop)
-    assert {row["caller"] for row in found} == {f"cli:{getpass.getuser()}"}
+    assert {row["caller"] for row in found} == {f"cli:{pwd.getpwuid(os.getuid()).pw_name}"}
     assert [row["query"] for row in found if row["action"] == "sql"] == [
         *("FROM audit_log -- [é]", "SELECT 1;", "SELECT nonsense;"),
     ]
@@ -135,6 +137,22 @@ def test_a_read_by_a_command_is_recorded_or_refused(shop: Path) -> None:
         assert "Nothing is shown, because the audit log" in run.stderr
         assert "Traceback" not in run.stderr and "4711" not in run.stdout
     folder.unlink()
+
+
+def test_very_many_customers_and_strange_texts_are_recorded(tmp_path: Path) -> None:
+    """DuckDB reads no line of more than 16 MB, and one that it cannot read hides the table."""
+    settings = make_settings(tmp_path)
+    many = [(f"customer {number}", True) for number in range(2_500)]
+    record_read(settings, "contacts", customers=many)
+    record_read(settings, "explain", customers=[("\udcff\0\n", False)])
+    record_read(settings, "sql", query="\0" * MOST_CHARACTERS)
+    with pytest.raises(click.ClickException, match="more than 1,000,000 characters"):
+        record_read(settings, "sql", query="x" * (MOST_CHARACTERS + 1))
+    found = query(f"SELECT action, request_id, customer_id FROM ({audit_query(settings.home)})")
+    contacts = [row for row in found if row["action"] == "contacts"]
+    assert {row["customer_id"] for row in contacts} == {customer for customer, _ in many}
+    assert len({row["request_id"] for row in contacts}) == 1
+    assert len(found) == len(many) + 2
 
 
 def test_the_database_for_people_has_a_view_per_table(shop: Path) -> None:

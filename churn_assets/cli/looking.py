@@ -160,7 +160,13 @@ def _days(span: "Span") -> tuple[str, str]:
 
 @click.command()
 @click.option("--cutoff", type=DAY, help="The scored cutoff; the newest where it is not given.")
-@click.option("--limit", default=20, show_default=True, help="Rows to print.")
+@click.option(
+    "--limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Rows to print.",
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Write all to a .csv or .parquet file."
 )
