@@ -69,7 +69,8 @@ def interrupts_kept() -> Iterator[None]:
 
     Dagster handles SIGINT and SIGTERM while it executes a run: it takes an interrupt for a failure
     of the run, and forgets one that comes between the last step and the end. So the signals are
-    noted where no handler can hide them.
+    noted where no handler can hide them. One that comes while garbage is collected cannot be
+    raised there, where Python would show it and go on, so it is sent again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # where no signal arrives
@@ -78,9 +79,19 @@ def interrupts_kept() -> Iterator[None]:
     os.set_blocking(noted, False)
     os.set_blocking(note, False)
     before = signal.set_wakeup_fd(note, warn_on_full_buffer=False)
+    show = sys.unraisablehook
+
+    def send_again(lost: Any) -> None:
+        if isinstance(lost.exc_value, KeyboardInterrupt | dg.DagsterExecutionInterruptedError):
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            show(lost)
+
+    sys.unraisablehook = send_again
     try:
         yield
     finally:
+        sys.unraisablehook = show
         signal.set_wakeup_fd(before)
         os.close(note)
         try:

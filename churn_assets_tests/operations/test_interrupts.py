@@ -133,3 +133,22 @@ def test_the_message_of_a_storage_quotes_no_statement(tmp_path: Path) -> None:
     except RuntimeError as error:
         assert storage_error(error) == "no such table: missing."
     assert storage_error(RuntimeError("another")) == ""
+
+
+def test_an_interrupt_while_garbage_is_collected_is_not_lost(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Python cannot raise there: it showed a traceback and went on."""
+
+    class Garbage:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    went_on = False
+    with pytest.raises(KeyboardInterrupt), interrupts_kept():
+        garbage = Garbage()
+        del garbage
+        time.sleep(5)
+        went_on = True
+    assert not went_on
+    assert capsys.readouterr().err == ""
