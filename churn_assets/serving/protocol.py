@@ -49,10 +49,11 @@ class Limited(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._deadline: asyncio.TimerHandle | None = None
+        self._sent_by: asyncio.TimerHandle | None = None
+        self._read_by: asyncio.TimerHandle | None = None
         self._is_in_head = self._is_between = True
         self._received = 0  # since the present head began, or the piece after
-        self._head_bytes = 0
+        self._is_too_large = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -67,46 +68,41 @@ class Limited(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.idle.pop(self, None)
-        self._within(None)
+        for deadline in filter(None, (self._sent_by, self._read_by)):
+            deadline.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._received = len(data) if self._is_between else self._received + len(data)
         super().data_received(data)
-        is_too_large = self._is_in_head and self._received > HEAD_BYTES
-        if (is_too_large or self._head_bytes > HEAD_BYTES) and not self.transport.is_closing():
+        is_too_long = self._is_in_head and self._received > HEAD_BYTES
+        if (is_too_long or self._is_too_large) and not self.transport.is_closing():
             self._refuse(TOO_LARGE)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         if not self._is_between:  # what is before it in the same piece is not known
             self._received = 0
-        self._is_in_head, self._is_between, self._head_bytes = True, False, 0
+        self._is_in_head, self._is_between, self._is_too_large = True, False, False
         self._within(HEAD_SECONDS)
-
-    def on_url(self, url: bytes) -> None:
-        self._head_bytes += len(url)
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value)
-        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
-        if self._head_bytes <= HEAD_BYTES:
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        self._is_too_large = size > HEAD_BYTES
+        if not self._is_too_large:
             self.idle.pop(self, None)
             self._within(BODY_SECONDS)
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        if self._head_bytes <= HEAD_BYTES:
+        if not self._is_too_large:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._is_between = True
         self._within(None)
-        if self._head_bytes <= HEAD_BYTES:
+        if not self._is_too_large:
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -116,17 +112,18 @@ class Limited(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._within(UNREAD_SECONDS)
+        self._read_by = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._within(None)
+        if self._read_by:
+            self._read_by.cancel()
 
     def _within(self, seconds: float | None) -> None:
-        """End the connection unless something else is expected of it until then."""
-        if self._deadline:
-            self._deadline.cancel()
-        self._deadline = self.loop.call_later(seconds, self.transport.abort) if seconds else None
+        """End the connection unless something else of a request is expected until then."""
+        if self._sent_by:
+            self._sent_by.cancel()
+        self._sent_by = self.loop.call_later(seconds, self.transport.abort) if seconds else None
 
     def _refuse(self, status: bytes) -> None:
         self.transport.write(status + END)

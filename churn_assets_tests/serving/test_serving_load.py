@@ -315,6 +315,22 @@ def test_who_reads_no_answer_is_let_go(
         eventually(lambda: connection.getsockname() in lost)
 
 
+def test_who_asks_again_instead_of_reading_is_let_go(
+    client: Client, monkeypatch: pytest.MonkeyPatch, lost: list[tuple[str, int]]
+):
+    """The next request must not count as a sign of life: anybody may ask for the schema."""
+    monkeypatch.setattr(protocol, "UNREAD_SECONDS", 0.5)
+    get = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        connection.connect(("127.0.0.1", client.port))
+        connection.sendall(get * 40)
+        time.sleep(0.2)
+        with contextlib.suppress(OSError):
+            connection.sendall(get)
+        eventually(lambda: connection.getsockname() in lost)
+
+
 def test_idle_connections_make_room(
     client: Client, monkeypatch: pytest.MonkeyPatch, lost: list[tuple[str, int]]
 ):
