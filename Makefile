@@ -43,6 +43,7 @@ bench: .venv/installed .venv-feast/installed  ## the benchmarks
 	$(BIN)/python -m benchmarks.torture
 	$(BIN)/python -m benchmarks.torture --store hashes --seconds 20
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.serving_faults
 
 .venv-feast/installed:  # Feast needs pandas < 3, so it is compared from an environment of its own
 	$(PYTHON) -m venv .venv-feast
