@@ -106,15 +106,15 @@ async def run(port: int, requests: Sequence[bytes], connections: int, seconds: f
 
 
 @contextlib.contextmanager
-def service(workers: int) -> Iterator[int]:
-    """The port of a service of CHURN_HOME, ready."""
+def service(workers: int, **variables: str) -> Iterator[tuple[int, int]]:
+    """The port and the process of a service of CHURN_HOME, ready."""
     with contextlib.closing(socket.socket()) as probe:
         probe.bind((HOST, 0))
         port = int(probe.getsockname()[1])
     command = "from churn_assets.cli import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", command, *f"serve --port {port} --workers {workers}".split()],
-        env=os.environ | {"CHURN_RATE_LIMIT": "0"},
+        env=os.environ | {"CHURN_RATE_LIMIT": "0"} | variables,
         stdout=subprocess.DEVNULL,
     )
     try:
@@ -123,7 +123,7 @@ def service(workers: int) -> Iterator[int]:
                 urllib.request.urlopen(f"http://{HOST}:{port}/ready").close()
                 break
             time.sleep(0.2)
-        yield port
+        yield port, process.pid
     finally:
         process.terminate()
         process.wait()
@@ -151,7 +151,7 @@ def main() -> None:
     head = f"HTTP/1.1\r\nHost: {HOST}\r\n"
     gets = [f"GET /features/{id_} {head}\r\n".encode() for id_ in chosen]
     posts = [f"POST /predict/{id_} {head}Content-Length: 0\r\n\r\n".encode() for id_ in chosen]
-    with service(arguments.workers) as port:
+    with service(arguments.workers) as (port, _):
         uvloop.run(run(port, gets + posts, 16, 2))  # warm
         for name, requests in (("GET features", gets), ("POST predict", posts)):
             for connections in (1, 16):

@@ -16,23 +16,21 @@ import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.serving import HOST, service
 from churn_assets.online.io_manager import open_to_read
 from churn_assets.online.store import read_version
 from churn_assets.serving.access import new_key
 from churn_assets.settings import Settings
 from churn_assets.stores.identity import identify
 
-HOST = "127.0.0.1"
 READER, READER_ENTRY = new_key("reader", ["features", "predict"])
 OTHER, OTHER_ENTRY = new_key("other", ["features", "predict"])
 
@@ -151,29 +149,6 @@ def _is_whole(answer: bytes) -> bool:
 # --------------------------------------------------------------------------- the service
 
 
-@contextlib.contextmanager
-def service(workers: int) -> Iterator[tuple[int, int]]:
-    """The port and process of a service of CHURN_HOME with two keys, ready."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind((HOST, 0))
-        port = int(probe.getsockname()[1])
-    command = "from churn_assets.cli import main; main()"
-    keys = {"CHURN_API_KEYS": f"{READER_ENTRY},{OTHER_ENTRY}", "CHURN_RATE_LIMIT": "0"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", command, *f"serve --port {port} --workers {workers}".split()],
-        env=os.environ | keys,
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        until = time.monotonic() + 120
-        while not is_ready(port) and time.monotonic() < until:
-            time.sleep(0.2)
-        yield port, process.pid
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def is_ready(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://{HOST}:{port}/ready", timeout=5) as answer:
@@ -222,7 +197,8 @@ def main() -> None:
         "16 heads of 2 MB": (flood, head, 16, 0.0),
         "500 half-sent requests": (hold_half_sent, 500),
     }
-    with service(arguments.workers) as (port, process):
+    entries = f"{READER_ENTRY},{OTHER_ENTRY}"
+    with service(arguments.workers, CHURN_API_KEYS=entries) as (port, process):
         read(port, ids, 2)
 
         def measure(name: str) -> None:

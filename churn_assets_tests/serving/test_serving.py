@@ -49,7 +49,6 @@ from churn_assets_tests.served_shop import (
     choose,
     decide,
     eventually,
-    make_shop,
     online_table,
     publish_rows,
     running,
@@ -57,13 +56,6 @@ from churn_assets_tests.served_shop import (
 
 COLUMNS = feature_columns(GROUPS)
 SCHEMAS = schemas.feature_schemas(GROUPS)
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    shop = make_shop(tmp_path_factory.mktemp("shop"))
-    yield shop
-    stop(shop.redis_home)
 
 
 @pytest.fixture(autouse=True, scope="module")

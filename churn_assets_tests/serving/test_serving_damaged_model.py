@@ -3,7 +3,7 @@
 import datetime as dt
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,12 @@ import pytest
 
 from churn_assets.models.artefacts import ModelStore
 from churn_assets.models.formats import read_pipeline, write_pipeline
-from churn_assets.online.server import stop
 from churn_assets.serving import trial
 from churn_assets.stores.artefacts import DIGESTS
-from churn_assets_tests.served_shop import Client, Shop, choose, eventually, make_shop, running
+from churn_assets_tests.served_shop import Client, Shop, choose, eventually, running
 
 LATER = dt.date(2025, 7, 1)
 OUTSIDE = 50_000_000
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    shop = make_shop(tmp_path_factory.mktemp("shop"))
-    yield shop
-    stop(shop.redis_home)
 
 
 def lead_outside_in_xgboost(pipeline: Any) -> None:

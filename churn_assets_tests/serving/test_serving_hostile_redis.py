@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from churn_assets.online.rows import OnlineStoreError
-from churn_assets.online.server import stop
 from churn_assets.online.store import OnlineStore, read_version
 from churn_assets.online.versions import Namespace
 from churn_assets.serving.rows import Rows, Unavailable
 from churn_assets.stores.identity import identify
-from churn_assets_tests.served_shop import Shop, make_shop, publish_rows
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    shop = make_shop(tmp_path_factory.mktemp("shop"))
-    yield shop
-    stop(shop.redis_home)
-
+from churn_assets_tests.served_shop import Shop, publish_rows
 
 CUSTOMER = "c3"
 

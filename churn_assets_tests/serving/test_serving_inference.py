@@ -7,7 +7,6 @@ import pytest
 from pydantic import SecretStr
 
 from churn_assets.features import feature_columns, learned_columns, sensitive_features
-from churn_assets.online.server import stop
 from churn_assets.serving.access import SCOPES, new_key
 from churn_assets.serving.audit import audit_query
 from churn_assets_tests.conftest import GROUPS, query
@@ -16,7 +15,6 @@ from churn_assets_tests.served_shop import (
     Client,
     Shop,
     choose,
-    make_shop,
     online_table,
     publish_rows,
     running,
@@ -27,13 +25,6 @@ RIGHTS = {"all": [*SCOPES], "plain": ["features", "predict"], "reader": ["featur
 KEYS = {name: new_key(name, scopes) for name, scopes in RIGHTS.items()}
 TOKENS = {name: key for name, (key, _) in KEYS.items()}
 CUSTOMERS = 40
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    shop = make_shop(tmp_path_factory.mktemp("shop"))
-    yield shop
-    stop(shop.redis_home)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["older model", "model"])

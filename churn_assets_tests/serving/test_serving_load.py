@@ -18,23 +18,15 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from churn_assets.features import feature_columns
-from churn_assets.online.server import stop
 from churn_assets.serving import access, bodies, protocol
 from churn_assets.serving.access import Caller, RateLimit, new_key
 from churn_assets.serving.schemas import MAX_BODY_BYTES, MAX_CUSTOMERS
 from churn_assets.serving.turns import AtOnce, Turns
 from churn_assets_tests.conftest import GROUPS
-from churn_assets_tests.served_shop import Client, Shop, eventually, make_shop, running
+from churn_assets_tests.served_shop import Client, Shop, eventually, running
 
 KEY, ENTRY = new_key("ann", ["features", "predict"])
 JSON = "Content-Type: application/json"
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    shop = make_shop(tmp_path_factory.mktemp("shop"))
-    yield shop
-    stop(shop.redis_home)
 
 
 @pytest.fixture(scope="module")
@@ -301,17 +293,24 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int] | None]:
     return found
 
 
-def test_who_reads_no_answer_is_let_go(
-    client: Client, monkeypatch: pytest.MonkeyPatch, lost: list[tuple[str, int]]
-):
-    monkeypatch.setattr(protocol, "UNREAD_SECONDS", 0.1)
+@contextlib.contextmanager
+def reading_nothing(client: Client) -> Iterator[tuple[socket.socket, bytes]]:
+    """A connection with little room for answers, and a request for a large one."""
     body = json.dumps({"customer_ids": [f"c{n}" for n in range(200)] * 5})
     post = f"POST /features:batch HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
     post += f"{JSON}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         connection.connect(("127.0.0.1", client.port))
-        connection.sendall(post.encode() * 8)
+        yield connection, post.encode()
+
+
+def test_who_reads_no_answer_is_let_go(
+    client: Client, monkeypatch: pytest.MonkeyPatch, lost: list[tuple[str, int]]
+):
+    monkeypatch.setattr(protocol, "UNREAD_SECONDS", 0.1)
+    with reading_nothing(client) as (connection, post):
+        connection.sendall(post * 8)
         eventually(lambda: connection.getsockname() in lost)
 
 
@@ -320,15 +319,10 @@ def test_who_asks_again_instead_of_reading_is_let_go(
 ):
     """The next request must not count as a sign of life."""
     monkeypatch.setattr(protocol, "UNREAD_SECONDS", 1)
-    body = json.dumps({"customer_ids": [f"c{n}" for n in range(200)] * 5})
-    post = f"POST /features:batch HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
-    post += f"{JSON}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
-        connection.connect(("127.0.0.1", client.port))
+    with reading_nothing(client) as (connection, post):
         with contextlib.suppress(OSError):
             for _ in range(8):
-                connection.sendall(post.encode())
+                connection.sendall(post)
                 time.sleep(0.2)  # the one before is being answered
         eventually(lambda: connection.getsockname() in lost)
 
