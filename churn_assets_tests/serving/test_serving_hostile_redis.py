@@ -17,7 +17,7 @@ from churn_assets.serving.rows import Rows, Unavailable
 from churn_assets.stores.identity import identify
 from churn_assets_tests.served_shop import Shop, publish_rows
 
-CUSTOMER = "c3"
+CUSTOMER = "c0"
 
 
 def files(folder: Path) -> set[str]:
@@ -35,7 +35,7 @@ def watched(shop: Shop) -> Rows:
     rows.watch()
     try:
         found = rows.read([CUSTOMER, "nobody"])
-        assert found.rows[1] is None
+        assert found.rows[1] is None and found.rows[0] is not None
     except Unavailable as error:
         assert "online store" in str(error)
     rows.close()

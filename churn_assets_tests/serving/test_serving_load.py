@@ -6,9 +6,11 @@ import http.client
 import json
 import random
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -338,3 +340,24 @@ def test_idle_connections_make_room(
             assert client.get("/health")[0] == 200
         addresses = [connection.getsockname() for connection in idle]
         eventually(lambda: lost[:80] == addresses[:80])
+
+
+def test_refreshes_of_one_caller_wait_for_no_other(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    """Issue: one lock for all callers, so one of them could keep the others from it."""
+    (bob, bobs), (ann, anns) = (new_key(name, ["refresh"]) for name in ("bob", "ann"))
+    going_on, may_end = threading.Event(), threading.Event()
+
+    def recompute(*_: Any) -> None:
+        going_on.set()
+        may_end.wait(60)
+
+    monkeypatch.setattr("churn_assets.serving.routes.recompute", recompute)
+    entries = SecretStr(f"{anns},{bobs}")
+    with running(shop.settings, api_keys=entries) as client, ThreadPoolExecutor(2) as threads:
+        refresh = Client(client.port, client.service).post
+        first = threads.submit(refresh, "/refresh/c0", token=ann)
+        assert going_on.wait(60)
+        second = threads.submit(refresh, "/refresh/c0", token=bob)
+        assert client.post("/refresh/c0", token=ann)[0] == 429
+        may_end.set()
+        assert first.result()[0] == second.result()[0] == 200
