@@ -48,6 +48,12 @@ class Load:
         return 1000 * sorted(self.seconds)[int(share * (len(self.seconds) - 1))]
 
 
+def content_length(head: bytes) -> int | None:
+    """Of the body, as the head of an answer says it."""
+    length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+    return int(length) if length else None
+
+
 class Connection(asyncio.Protocol):
     """Sends requests one after the other over one connection, until a time."""
 
@@ -69,8 +75,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.answer += data
         head, _, body = self.answer.partition(b"\r\n\r\n")
-        length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-        if not length or len(body) < int(length):
+        if (length := content_length(head)) is None or len(body) < length:
             return
         now = time.perf_counter()
         self.load.seconds.append(now - self.began)
@@ -139,11 +144,16 @@ def report(name: str, connections: int, load: Load, seconds: float, cpu: float) 
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(description: str | None) -> argparse.Namespace:
+    """What a benchmark of the service was started with."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = options(__doc__)
     settings = Settings.read()
     online = open_to_read(settings.home, settings.redis_url, identify(settings))
     ids = read_version(online)["customer_id"].to_pylist()

@@ -8,7 +8,6 @@ a process of its own on the same machine, with another key and without a limit o
 also takes the reader's cores. The memory is the largest of a worker, after the fault.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -18,13 +17,10 @@ import signal
 import socket
 import time
 import urllib.request
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving import HOST, service
+from benchmarks.serving import HOST, Load, content_length, options, service
 from churn_assets.online.io_manager import open_to_read
 from churn_assets.online.store import read_version
 from churn_assets.serving.access import new_key
@@ -45,31 +41,22 @@ def post(path: str, body: bytes, key: str) -> bytes:
 # --------------------------------------------------------------------------- who floods
 
 
-def flood(port: int, content: bytes, connections: int, pause: float) -> None:
+def flood(port: int, content: bytes, connections: int) -> None:
     """Send the same again and again over many connections, until killed."""
 
     async def one() -> None:
         while True:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):
                 reader, writer = await asyncio.open_connection(HOST, port)
-                writer.write(content)
-                head = await reader.readuntil(b"\r\n\r\n")
-                length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-                with contextlib.suppress(asyncio.IncompleteReadError, ValueError):
-                    await reader.readexactly(int(length))
-                writer.close()
-            await asyncio.sleep(pause)
+                with contextlib.closing(writer):
+                    writer.write(content)
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    await reader.readexactly(content_length(head) or 0)
 
     async def all_of_them() -> None:
-        await asyncio.gather(*(_ever(one) for _ in range(connections)))
+        await asyncio.gather(*(one() for _ in range(connections)))
 
     asyncio.run(all_of_them())
-
-
-async def _ever(work: Callable[[], object]) -> None:
-    while True:
-        with contextlib.suppress(Exception):
-            await work()  # type: ignore[misc]
 
 
 def hold_half_sent(port: int, connections: int) -> None:
@@ -99,19 +86,9 @@ def _is_open(connection: socket.socket) -> bool:
 # --------------------------------------------------------------------------- who reads
 
 
-@dataclass
-class Reads:
-    seconds: list[float] = field(default_factory=list)
-    statuses: Counter[int] = field(default_factory=Counter)
-
-    def at(self, share: float) -> float:
-        """The latency in ms that this share of requests does not exceed."""
-        return 1000 * sorted(self.seconds)[int(share * (len(self.seconds) - 1))]
-
-
-def read(port: int, ids: list[str], seconds: float) -> Reads:
+def read(port: int, ids: list[str], seconds: float) -> Load:
     """One read after the other, 200 a second at most."""
-    reads, until, connection = Reads(), time.perf_counter() + seconds, None
+    reads, until, connection = Load(), time.perf_counter() + seconds, None
     number = 0
     while (began := time.perf_counter()) < until:
         id_ = ids[(number := number + 1) % len(ids)]
@@ -142,8 +119,7 @@ def read(port: int, ids: list[str], seconds: float) -> Reads:
 
 def _is_whole(answer: bytes) -> bool:
     head, end, body = answer.partition(b"\r\n\r\n")
-    length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-    return bool(end) and len(body) >= int(length or 0)
+    return bool(end) and len(body) >= (content_length(head) or 0)
 
 
 # --------------------------------------------------------------------------- the service
@@ -174,10 +150,7 @@ def redis_server(home: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    arguments = parser.parse_args()
+    arguments = options(__doc__)
     settings = Settings.read()
     online = open_to_read(settings.home, settings.redis_url, identify(settings))
     ids = read_version(online)["customer_id"].to_pylist()[:1000]
@@ -190,11 +163,11 @@ def main() -> None:
     head = b"GET /features/c1 HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 2_000_000
 
     floods: dict[str, tuple[Any, ...]] = {
-        "64 batches of 1,000 ids": (flood, batch, 64, 0.0),
-        "64 batches of raw rows": (flood, raw, 64, 0.0),
-        "8 wrong bodies of 4 MB": (flood, wrong, 8, 0.0),
-        "8 bodies without a key": (flood, uninvited, 8, 0.0),
-        "16 heads of 2 MB": (flood, head, 16, 0.0),
+        "64 batches of 1,000 ids": (flood, batch, 64),
+        "64 batches of raw rows": (flood, raw, 64),
+        "8 wrong bodies of 4 MB": (flood, wrong, 8),
+        "8 bodies without a key": (flood, uninvited, 8),
+        "16 heads of 2 MB": (flood, head, 16),
         "500 half-sent requests": (hold_half_sent, 500),
     }
     entries = f"{READER_ENTRY},{OTHER_ENTRY}"
@@ -212,9 +185,9 @@ def main() -> None:
             )
 
         measure("nothing")
-        for name, (work, *options) in floods.items():
+        for name, (work, *given) in floods.items():
             attack = multiprocessing.get_context("spawn").Process(
-                target=work, args=(port, *options), daemon=True
+                target=work, args=(port, *given), daemon=True
             )
             attack.start()
             time.sleep(2)

@@ -146,12 +146,9 @@ class ModelStore(ArtefactStore):
 
     def of_version(self, version: str) -> Manifest | None:
         """The manifest of the model of a version, or None where no current one has it."""
-        folders = sorted((self.home / "models").glob("*/cutoff=*"), key=lambda f: f.name)
-        for folder in reversed(folders):  # one that is asked for is mostly new
-            content = self.read(folder.parent.name, folder.name.removeprefix("cutoff="))
-            if content and content.get("version") == version:
-                return Manifest.of(content)
-        return None
+        newest_first = sorted(self.folders(), key=lambda found: found[1], reverse=True)
+        contents = (self.read(asset, cutoff) for asset, cutoff in newest_first)
+        return next((Manifest.of(c) for c in contents if c and c.get("version") == version), None)
 
     def manifest(self, model: str, cutoff: str) -> Manifest:
         """The manifest of a model.
@@ -225,6 +222,11 @@ def refuse_other_features(manifest: Manifest, feature_versions: Mapping[str, str
         )
 
 
+def unusable(folder: Path, why: str) -> DamagedArtefact:
+    """Of a version that counts as whole, so that it is made again only without its folder."""
+    return DamagedArtefact(folder, why, f"rm -r {quote(str(folder))}; churn backfill")
+
+
 def read_artefact(folder: Path, graded: bool = False) -> FittedModel:
     """The model in an artefact folder, whatever the features are now; see `ModelStore.load`.
 
@@ -241,5 +243,5 @@ def read_artefact(folder: Path, graded: bool = False) -> FittedModel:
         raise
     except Exception as error:  # each library has its own for a file that is cut short
         why = f"{type(error).__name__} when it was read: {error}"
-        raise DamagedArtefact(folder, why, f"rm -r {quote(str(folder))}; churn backfill") from error
+        raise unusable(folder, why) from error
     return FittedModel(manifest.columns, pipeline, manifest.fallback)

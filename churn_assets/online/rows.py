@@ -188,15 +188,18 @@ class RowCodec:
         _, nulls, *numbers = self.fixed.unpack_from(row)
         features: dict[str, Any] = dict(zip(self.names, numbers, strict=True))
         end = self.fixed.size
-        for column in self.converted:
-            value = features[column.name]
-            if column.dtype == "string":
-                start, end = end, end + value
-                features[column.name] = row[start:end].decode()
-                if value < 0:
-                    raise not_as_published("A row")
-            else:
-                features[column.name] = TO_PYTHON[column.dtype](value)
+        try:
+            for column in self.converted:
+                value = features[column.name]
+                if column.dtype == "string":
+                    start, end = end, end + value
+                    features[column.name] = row[start:end].decode()
+                    if value < 0:
+                        raise not_as_published("A row")
+                else:
+                    features[column.name] = TO_PYTHON[column.dtype](value)
+        except (ValueError, OverflowError):  # a text that is no UTF-8, a day that is none
+            raise not_as_published("A row") from None
         if end != len(row):
             raise not_as_published("A row")
         null_bits = int.from_bytes(nulls, "little")
@@ -207,7 +210,7 @@ class RowCodec:
         return features
 
     def decode_table(self, rows: Sequence[bytes]) -> pa.Table:
-        """The inverse of `encode`."""
+        """The inverse of `encode`. Raises OnlineStoreError for a row of another kind."""
         import numpy as np
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -239,7 +242,10 @@ class RowCodec:
             else:
                 code = PHYSICAL[self.columns[i].dtype]
                 values = pa.array(fixed[str(i)].astype(f"<{code}"), mask=null)
-            arrays.append(values.cast(field.type))
+            try:
+                arrays.append(values.cast(field.type))
+            except ValueError:
+                raise not_as_published("A row") from None
         return pa.table(arrays, schema=schema)
 
     def _require_header(self, row: bytes) -> None:

@@ -40,11 +40,11 @@ def prunable_models(
     """
     existing = set(_row(rows, CHAMPION_MODEL.name).existing)
     there = {
-        (folder.parent.name, cutoff)
-        for folder in model_store.home.glob("models/*/cutoff=*")
-        if (cutoff := folder.name.partition("=")[2]) in existing
-        and model_store.versions(folder.parent.name, cutoff)
-        and model_store.find(folder.parent.name, cutoff)
+        (asset, cutoff)
+        for asset, cutoff in model_store.folders()
+        if cutoff in existing
+        and model_store.versions(asset, cutoff)
+        and model_store.find(asset, cutoff)
     }
     newest = set(sorted({cutoff for _, cutoff in there})[-kept:])
     old = {model for model in there if model[1] not in newest}

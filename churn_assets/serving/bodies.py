@@ -67,8 +67,9 @@ async def _read(request: Request, session: Session) -> tuple[bytes, int]:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and "+json" in kind):
-        error = {"type": "content_type", "loc": ("header", "content-type")}
-        raise RequestValidationError([error | {"msg": "The content type is no JSON"}])
+        where = ("header", "content-type")
+        error = {"type": "content_type", "loc": where, "msg": "The content type is no JSON"}
+        raise RequestValidationError([error])
     content, paid = bytearray(), 0
     try:
         async for chunk in request.stream():

@@ -9,7 +9,6 @@ in place.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from shlex import quote
 from typing import Any
 
 from churn_assets.cutoffs import Calendar
@@ -20,6 +19,7 @@ from churn_assets.models.artefacts import (
     ModelStore,
     read_artefact,
     refuse_other_features,
+    unusable,
 )
 from churn_assets.models.champion import CHAMPION_MODEL, Champion, newest_champion
 from churn_assets.predictions.churn_predictions import AT_RISK, RETAINED, explainer
@@ -128,7 +128,7 @@ class LiveChampion:
         manifest = Manifest.from_json((folder / MANIFEST).read_text())
         refuse_other_features(manifest, feature_versions(self._groups))
         if why := refusal(folder):
-            raise DamagedArtefact(folder, why, f"rm -r {quote(str(folder))}; churn backfill")
+            raise unusable(folder, why)
         model = read_artefact(folder)
         explains = explainer(self._groups, manifest, model, self._calendar.lookback_days)
         return LiveModel(decision, manifest, Scorer(model), explains, self._threshold)

@@ -7,6 +7,7 @@ What an operation takes and gives is declared in `schemas`; who may call it is d
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
@@ -61,27 +62,16 @@ def operations(groups: Groups) -> APIRouter:
         response_model=models.customer_features,
         responses=one_customer,
     )(features)
-    router.add_api_route(
-        "/features:batch",
-        features_batch,
-        methods=["POST"],
-        response_model=models.feature_batch,
-        responses=PROBLEMS,
-        route_class_override=BodyRoute,
+    with_body = partial(
+        router.add_api_route, methods=["POST"], responses=PROBLEMS, route_class_override=BodyRoute
     )
+    with_body("/features:batch", features_batch, response_model=models.feature_batch)
     router.post(
         "/predict/{customer_id:path}",
         response_model=schemas.CustomerPrediction,
         responses=one_customer,
     )(predict_customer)
-    router.add_api_route(
-        "/predict",
-        predict,
-        methods=["POST"],
-        response_model=schemas.Predictions,
-        responses=PROBLEMS,
-        route_class_override=BodyRoute,
-    )
+    with_body("/predict", predict, response_model=schemas.Predictions)
     router.post(
         "/refresh/{customer_id:path}", response_model=models.refreshed, responses=one_customer
     )(refresh)

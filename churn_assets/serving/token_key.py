@@ -44,13 +44,14 @@ def token_key(text: str) -> TokenKey:
     lines = text.replace("\\r", "").replace("\\n", "\n").strip()
     if "-----BEGIN" in lines:
         return _public(lines)
-    if _is_public_in_another_form(text.strip()):
+    secret = text.strip()
+    if _is_public_in_another_form(secret):
         raise _refused(
             "looks like a key in another form than PEM (Base64, JWK or SSH). Give the public key "
             "as PEM: `openssl pkey -pubin -inform DER -in key.der` writes it."
         )
-    is_long = len(text.strip().encode()) >= SECRET_BYTES
-    if not is_long or len({*text.strip()}) < DISTINCT_CHARACTERS:
+    is_long = len(secret.encode()) >= SECRET_BYTES
+    if not is_long or len({*secret}) < DISTINCT_CHARACTERS:
         raise _refused(
             f"is too {'regular' if is_long else 'short'} to be a secret (RFC 7518 asks for "
             f"{SECRET_BYTES} random bytes) and no PEM public key. Draw one with "

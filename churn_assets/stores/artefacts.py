@@ -98,6 +98,11 @@ class ArtefactStore:
         manifests = self.folder(asset, None).glob(f"cutoff=*/{MANIFEST}")
         return sorted(path.parent.name.split("=")[1] for path in manifests if _is_readable(path))
 
+    def folders(self) -> list[tuple[str, str]]:
+        """Every asset and cutoff that has a folder, with a manifest or not."""
+        found = (self.home / "models").glob("*/cutoff=*")
+        return [(path.parent.name, path.name.partition("=")[2]) for path in found]
+
     def is_whole(self, asset: str, cutoff: str | None) -> bool:
         """Whether the current version is there with exactly the bytes that were written.
 
@@ -202,11 +207,12 @@ def damage(folder: Path) -> str:
 
     Version 0.1 wrote no digests: what it has made is whole where the manifest can be read.
     """
+    unlisted = not (folder / DIGESTS).exists()  # first: a folder that a repair moves has none
     if not folder.is_dir():
         return "its folder is gone"
     if _read_json(folder / MANIFEST) is None:
         return f"{MANIFEST} cannot be read"
-    if not (folder / DIGESTS).exists():
+    if unlisted:
         return ""
     digests = _read_json(folder / DIGESTS)
     if digests is None:

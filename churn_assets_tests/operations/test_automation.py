@@ -4,6 +4,7 @@ makes one before its inputs are there.
 
 import datetime as dt
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,16 @@ class Clock:
     def backfill(self, settings: Settings, now: dt.datetime) -> None:
         """What a person did before the automation was switched on."""
         store = offline_store(settings)
-        for batch in backfill_batches(
-            stages(()), self.defs, store, settings.calendar(), self.instance, now
-        ):
+        self._make(
+            backfill_batches(stages(()), self.defs, store, settings.calendar(), self.instance, now)
+        )
+
+    def refresh(self, now: dt.datetime) -> None:
+        """What a person does afterwards, with `--stale`."""
+        self._make(refresh_batches(self.defs, self.store, self.calendar, self.instance, now))
+
+    def _make(self, batches: Iterator[Batch]) -> None:
+        for batch in batches:
             run_batch(batch, self.defs, self.instance, lambda step, what: None)
 
     def present(self, now: dt.datetime) -> dict[str, tuple[set[str], set[str]]]:
@@ -292,8 +300,7 @@ def test_a_change_is_followed_by_itself(
         assert clock.rows(group.name, "2025-04-01").equals(fresh.rows(group.name, "2025-04-01"))
     assert clock.version("2025-04-01") == fresh.version("2025-04-01")
 
-    for batch in refresh_batches(clock.defs, clock.store, clock.calendar, clock.instance, later):
-        run_batch(batch, clock.defs, clock.instance, lambda step, what: None)
+    clock.refresh(later)
     assert not any(row.stale for row in clock.inventory(after, later).values())
     for name in ("training_dataset", "churn_predictions"):
         for key in fresh.store.present(name):
