@@ -59,12 +59,6 @@ def from_day_number(number: int | None) -> dt.date | None:
     return None if number is None else EPOCH + dt.timedelta(days=number)
 
 
-def window_text(cutoff: dt.date, days: float) -> str:
-    """A feature window for people, such as `[2025-01-01, 2025-04-01)`."""
-    begin = "…" if math.isinf(days) else str(cutoff - dt.timedelta(days=days))
-    return f"[{begin}, {cutoff})"
-
-
 def utc_now() -> dt.datetime:
     """The present, for callers that are not given another one."""
     return dt.datetime.now(dt.UTC)
@@ -364,6 +358,10 @@ class Calendar:
         first = parse_key(key)
         after = midnight(self.shift(first, 1))
         return midnight(first), after if self.end is None else min(after, self.end)
+
+    def labels_known_before(self, cutoff: dt.date) -> dt.date:
+        """The day before which a row became known that counts for the labels of `cutoff`."""
+        return self.shift(cutoff, self.lag) if self.end is None else _midnights_until(self.end)
 
     def matures_on(self, cutoff: dt.date) -> dt.date:
         """The day from whose midnight on the labels of `cutoff` may exist."""

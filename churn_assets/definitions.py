@@ -71,7 +71,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         *rollups.assets(calendar),
         topics,
         scored_reviews.asset(fitter, topics.get_asset_spec()),
-        *features.assets(groups, calendar),
+        *features.assets(groups, calendar, store),
         *labels.assets(calendar, seed),
         *dataset.assets(groups, calendar),
         *candidates.assets(groups, calendar, store, runs, economics, seed, kinds, settings.tuning),
@@ -106,7 +106,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             ),
         ],
         resources={
-            "io_manager": OfflineIOManager(store, partial(identify, settings)),
+            "io_manager": OfflineIOManager(store),
             "online_io_manager": OnlineIOManager(store, calendar, settings.redis_url, identity),
         },
         # DuckDB uses every core within a step; a process per step would only add its start-up.

@@ -26,7 +26,12 @@ TYPES = (
 
 @dataclass(frozen=True)
 class Event:
-    """A valid raw event."""
+    """A valid raw event.
+
+    Args:
+        known_at: When it became known; as it happened where nothing is given.
+        withdrawn_at: When a later delivery no longer had it.
+    """
 
     customer_id: str
     at: dt.datetime
@@ -37,6 +42,18 @@ class Event:
     channel: str | None = None
     quantity: int = 1
     amount: Decimal = Decimal(0)
+    known_at: dt.datetime | None = None
+    withdrawn_at: dt.datetime | None = None
+
+
+def known(history: Sequence[Event], moment: dt.datetime) -> list[Event]:
+    """What was known before a midnight, and not withdrawn by then."""
+    return [
+        event
+        for event in history
+        if (event.known_at or event.at) < moment
+        and (event.withdrawn_at is None or event.withdrawn_at >= moment)
+    ]
 
 
 def instant(cutoff: dt.date) -> dt.datetime:
@@ -78,7 +95,7 @@ def features(
 ) -> dict[str, object] | None:
     """All features of one customer at a cutoff, or None outside the population."""
     end = instant(cutoff)
-    past = [event for event in history if event.at < end]
+    past = [event for event in known(history, end) if event.at < end]
     window = within(past, end - lookback_days * DAY, end)
     if not window:
         return None
@@ -155,13 +172,18 @@ def features(
 
 
 def labels(
-    history: Sequence[Event], cutoff: dt.date, horizon_days: int, lookback_days: int = 90
+    history: Sequence[Event],
+    cutoff: dt.date,
+    matures_on: dt.date,
+    horizon_days: int,
+    lookback_days: int = 90,
 ) -> dict[str, object] | None:
     """The labels of one customer at a cutoff, or None outside the population."""
     begin = instant(cutoff)
-    if not within(history, begin - lookback_days * DAY, begin):
+    if not within(known(history, begin), begin - lookback_days * DAY, begin):
         return None
-    future = of_type(within(history, begin, begin + horizon_days * DAY), "purchase")
+    then = known(history, instant(matures_on))
+    future = of_type(within(then, begin, begin + horizon_days * DAY), "purchase")
     return {
         "churned": int(not future),
         "purchased": int(bool(future)),

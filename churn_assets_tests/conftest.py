@@ -44,7 +44,7 @@ from churn_assets.settings import Settings
 from churn_assets.sources.review_texts import review_text
 from churn_assets.stores.catalog import Catalog
 from churn_assets.stores.identity import identify
-from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.offline import UNIX_MICROS, OfflineStore
 from churn_assets.stores.staging import staged
 from churn_assets.stores.tracking import Tracking
 
@@ -229,6 +229,7 @@ def utc_connection() -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB connection in UTC, as the offline store opens them."""
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
+    connection.execute(UNIX_MICROS)
     return connection
 
 

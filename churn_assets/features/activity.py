@@ -5,7 +5,6 @@ from churn_assets.features.group import (
     Feature,
     FeatureGroup,
     ratio,
-    total,
     whole_days_since,
 )
 from churn_assets.sources.tables import EVENT_TYPES
@@ -16,7 +15,7 @@ COUNTED_TYPES = ("add_to_cart", "page_view", "product_view", "search", "remove_f
 def _count(name: str, column: str, source: str, unit: str, description: str) -> Feature:
     return Feature(
         name=name,
-        sql=total(column),
+        sql=f"sum({column})",
         source=source,
         window=LOOKBACK,
         dtype="BIGINT",
@@ -67,7 +66,7 @@ ACTIVITY = FeatureGroup(
         ),
         Feature(
             name="avg_session_length",
-            sql=ratio(total("session_us"), total("session_count")) + " / 6e7",
+            sql=ratio("sum(session_us)", "sum(session_count)") + " / 6e7",
             source="daily_activity",
             window=LOOKBACK,
             dtype="DOUBLE",
@@ -77,7 +76,7 @@ ACTIVITY = FeatureGroup(
         ),
         Feature(
             name="active_days",
-            sql="count(*) FILTER (WHERE {window})",
+            sql="count(*)",
             source="daily_activity",
             window=LOOKBACK,
             dtype="BIGINT",
@@ -88,7 +87,7 @@ ACTIVITY = FeatureGroup(
         ),
         Feature(
             name="last_active_days",
-            sql=whole_days_since("max(last_event_us) FILTER (WHERE {window})"),
+            sql=whole_days_since("max(last_event_us)"),
             source="daily_activity",
             window=LOOKBACK,
             dtype="INTEGER",
@@ -99,7 +98,7 @@ ACTIVITY = FeatureGroup(
         *(
             Feature(
                 name=f"event_vector_{event_type}",
-                sql=ratio(total(f"{event_type}_events"), total("events")),
+                sql=ratio(f"sum({event_type}_events)", "sum(events)"),
                 source="daily_activity",
                 window=LOOKBACK,
                 dtype="DOUBLE",

@@ -1,14 +1,11 @@
 """How customers buy in the lookback: order value, basket, variety, returns and rhythm."""
 
-from churn_assets.features.group import LOOKBACK, Feature, FeatureGroup, ratio, total
+from churn_assets.features.group import LOOKBACK, Feature, FeatureGroup, ratio
 
-ORDERS = total("purchase_orders")
-REFUNDS = total("refund_orders")
-PURCHASE_DAYS = "count(*) FILTER (WHERE purchase_orders > 0 AND {window})"
-FIRST_TO_LAST = (
-    "(max(last_purchase_us) FILTER (WHERE {window})"
-    " - min(first_purchase_us) FILTER (WHERE {window}))"
-)
+ORDERS = "sum(purchase_orders)"
+REFUNDS = "sum(refund_orders)"
+PURCHASE_DAYS = "count(*) FILTER (WHERE purchase_orders > 0)"
+FIRST_TO_LAST = "(max(last_purchase_us) - min(first_purchase_us))"
 
 
 def _behavior(
@@ -34,13 +31,13 @@ BEHAVIOR = FeatureGroup(
     features=(
         _behavior(
             "avg_order_value",
-            ratio(total("purchase_amount"), ORDERS),
+            ratio("sum(purchase_amount)", ORDERS),
             "currency per order",
             "Purchase amount per purchase order",
         ),
         _behavior(
             "avg_basket_size",
-            ratio(total("purchase_quantity"), ORDERS),
+            ratio("sum(purchase_quantity)", ORDERS),
             "pieces per order",
             "Purchased pieces per purchase order",
         ),

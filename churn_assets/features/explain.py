@@ -1,11 +1,13 @@
 """Where a customer's features come from: each value with its window and the rows behind it."""
 
 import datetime as dt
+import math
 from dataclasses import dataclass
 
-from churn_assets.cutoffs import Calendar, day_number, from_day_number, window_text
+from churn_assets.cutoffs import Calendar, from_day_number
 from churn_assets.features import Groups
-from churn_assets.features.group import LOOKBACK, in_window, window_days
+from churn_assets.features.group import window_days
+from churn_assets.features.queries import source_rows
 from churn_assets.stores.offline import OfflineStore
 
 
@@ -71,22 +73,26 @@ def explain(
                 )
             for feature, value in zip(group.features, row, strict=True):
                 rollup = group.rollup(feature.source)
-                rollup_rows = {rollup: store.unchecked(store.tables[rollup]).sql}
-                windows = [feature.window, *([LOOKBACK] if "{lookback}" in feature.sql else [])]
+                windows = [w for w in (feature.window, feature.against) if w is not None]
                 spans = []
                 for window in windows:
                     days = window_days(window, calendar.lookback_days)
-                    rows, first, last = connection.execute(
-                        f"SELECT count(*), min(day), max(day) FROM "
-                        f"(SELECT *, {day_number(cutoff)} AS cutoff_day "
-                        f"FROM {group.relation(feature.source, rollup_rows)}) AS source_rows "
-                        f"WHERE customer_id = ? AND {in_window(days)}",
+                    rows = source_rows(
+                        feature.source,
+                        group.derived.get(feature.source),
+                        lambda name, _: store.unchecked(store.tables[name]).sql,
+                        cutoff,
+                        days,
+                    )
+                    count, first, last = connection.execute(
+                        f"SELECT count(*), min(day), max(day) FROM {rows} AS source_rows "
+                        "WHERE customer_id = ?",
                         [customer_id],
                     ).fetchall()[0]
                     spans.append(
                         Span(
-                            window_text(cutoff, days),
-                            rows,
+                            _shown(cutoff, days),
+                            count,
                             from_day_number(first),
                             from_day_number(last),
                         )
@@ -95,3 +101,9 @@ def explain(
                     Explanation(group.name, feature.name, value, feature.unit, rollup, tuple(spans))
                 )
     return explanations
+
+
+def _shown(cutoff: dt.date, days: float) -> str:
+    """A window for people, such as `[2025-01-01, 2025-04-01)`."""
+    begin = "…" if math.isinf(days) else str(cutoff - dt.timedelta(days=days))
+    return f"[{begin}, {cutoff})"

@@ -1,23 +1,23 @@
-"""What a feature is: one declaration, and the one function that turns declarations into SQL.
+"""What a feature is: one declaration, from which all else about it follows.
 
-A feature is a name and an aggregate expression over the columns of a rollup. Expressions keep to
-the subset that DuckDB and Spark run verbatim: sums, min, max, count, FILTER, CASE, arithmetic on
-integer days and microseconds, and casts to DOUBLE before dividing. Everything else about a feature
-(schema, Dagster metadata, registry) derives from its declaration.
+A feature is a name and an aggregate expression over those rows of a rollup that lie in its window
+and were known at the cutoff. Expressions keep to the subset that DuckDB and Spark run verbatim:
+sums, min, max, count, FILTER, CASE, arithmetic on integer days and microseconds, and casts to
+DOUBLE before dividing. Everything else about a feature (schema, Dagster metadata, registry)
+derives from its declaration. The statements are made in `features.queries`.
 
 Windows are half-open, `[cutoff - N days, cutoff)`, and exact on integer days because cutoffs are
-UTC midnights. `in_window` writes that predicate; nothing else does.
+UTC midnights.
 """
 
-import datetime as dt
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from churn_assets.cutoffs import DAY_US, day_number
+from churn_assets.cutoffs import DAY_US
 from churn_assets.history.rollups import DAILY_ACTIVITY
 from churn_assets.stores.offline import Scan
 from churn_assets.stores.tables import Column, Table, cutoff_table, sql_version
@@ -31,7 +31,7 @@ LOOKBACK: Window = "lookback"
 EVER: Window = "ever"
 
 # Instants are compared as microseconds; the cutoff is a midnight.
-CUTOFF_US = f"CAST(cutoff_day AS BIGINT) * {DAY_US}"
+CUTOFF_US = f"CAST({{cutoff_day}} AS BIGINT) * {DAY_US}"
 
 
 def window_days(window: Window, lookback_days: int) -> float:
@@ -39,13 +39,6 @@ def window_days(window: Window, lookback_days: int) -> float:
     if window == EVER:
         return math.inf
     return lookback_days if window == LOOKBACK else int(window)
-
-
-def in_window(days: float) -> str:
-    """The predicate of rows in `[cutoff - days, cutoff)`, over `day` and `cutoff_day`."""
-    if days == math.inf:
-        return "day < cutoff_day"
-    return f"day >= cutoff_day - {days} AND day < cutoff_day"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +74,12 @@ class Feature:
 
     Args:
         name: The column's name, unique over all groups.
-        sql: An aggregate over the source's rows before the cutoff. `{window}` stands for the
-            predicate of this feature's window and `{lookback}` for the lookback's.
+        sql: An aggregate over the source's rows of its window. `{cutoff_day}` stands for the cutoff
+            as a day number and `{cutoff_ymd}` for its date as a number.
         source: A rollup, or a derived source of the group.
-        window: The days that `{window}` admits.
+        window: How many days before the cutoff it looks at.
+        against: A longer window whose rows the expression sees too. `{window}` stands for the
+            predicate of those of its own.
         dtype: DuckDB type of the column.
         unit: Empty for a pure number.
         description: What it says, for people.
@@ -107,6 +102,7 @@ class Feature:
     dtype: str
     unit: str
     description: str
+    against: Window | None = None
     default: int | None = None
     sensitive: bool = False
     tolerance: Tolerance = Tolerance()
@@ -133,19 +129,23 @@ class Feature:
 
     def reach(self, lookback_days: int) -> float:
         """How many days before the cutoff the expression reads."""
-        own = window_days(self.window, lookback_days)
-        return max(own, lookback_days) if "{lookback}" in self.sql else own
+        return window_days(self.window if self.against is None else self.against, lookback_days)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Derived:
-    """A source made from a rollup: `{rollup}` in `sql` stands for it.
+    """A source made from what a cutoff sees of a table.
 
-    A row of it must be known on its own day: it may look back, never ahead.
+    Args:
+        rollup: The table.
+        sql: A query; `{rollup}` stands for those rows of the table that lie in the window and were
+            known at the cutoff.
+        timestamp: Of a raw table, the column of the time of its rows.
     """
 
     rollup: str
     sql: str
+    timestamp: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,35 +176,16 @@ class FeatureGroup:
     def table(self) -> Table:
         return cutoff_table(self.name, [feature.column for feature in self.features])
 
-    @cached_property
-    def sources(self) -> dict[str, list[Feature]]:
-        """The features of each source."""
-        return {
-            name: [feature for feature in self.features if feature.source == name]
-            for name in dict.fromkeys(feature.source for feature in self.features)
-        }
-
-    def source_days(self, source: str, lookback_days: int) -> float:
-        """The longest window of the source's features, which bounds the rows that are read."""
-        return max(feature.reach(lookback_days) for feature in self.sources[source])
-
     def rollup_days(self, lookback_days: int) -> dict[str, float]:
         """The rollups that the group reads, and how many days back.
 
         Every group reads the activity of the lookback: that is the population.
         """
         days = {DAILY_ACTIVITY.name: float(lookback_days)}
-        for source in self.sources:
-            needed = self.source_days(source, lookback_days)
-            days[self.rollup(source)] = max(needed, days.get(self.rollup(source), 0))
+        for feature in self.features:
+            rollup = self.rollup(feature.source)
+            days[rollup] = max(feature.reach(lookback_days), days.get(rollup, 0))
         return days
-
-    def relation(self, source: str, relations: Mapping[str, str]) -> str:
-        """The SQL relation of a source, given those of the rollups."""
-        if source not in self.derived:
-            return relations[source]
-        derived = self.derived[source]
-        return f"({derived.sql.replace('{rollup}', relations[derived.rollup])})"
 
     def rollup(self, source: str) -> str:
         """The table that a source is made from."""
@@ -213,13 +194,9 @@ class FeatureGroup:
     def version(self, feature: Feature) -> str:
         """Changes whenever the feature's definition does."""
         derived = self.derived.get(feature.source)
-        parts = (feature.sql, str(feature.window), feature.dtype, str(feature.default))
+        against = "" if feature.against is None else str(feature.against)
+        parts = (feature.sql, str(feature.window), against, feature.dtype, str(feature.default))
         return sql_version(*parts, derived.sql if derived else "", feature.method)
-
-
-def total(column: str, window: str = "{window}") -> str:
-    """The sum of a rollup column over a window."""
-    return f"sum({column}) FILTER (WHERE {window})"
 
 
 def ratio(numerator: str, denominator: str) -> str:
@@ -243,69 +220,3 @@ def sample_sd(count: str, total: str, total_squares: str) -> str:
         f"CASE WHEN {count} > 1 THEN sqrt(CAST({spread} AS DOUBLE) "
         f"/ (CAST({count} AS DOUBLE) * CAST({count} - 1 AS DOUBLE))) END"
     )
-
-
-def cutoff_rows(cutoffs: Sequence[dt.date]) -> str:
-    """The cutoffs as a relation of (cutoff, cutoff_day, cutoff_ymd): the date in three forms."""
-    rows = ", ".join(f"(DATE '{c}', {day_number(c)}, {c:%Y%m%d})" for c in cutoffs)
-    return f"cutoffs (cutoff, cutoff_day, cutoff_ymd) AS (VALUES {rows})"
-
-
-def population(daily_activity: str, lookback_days: int) -> str:
-    """Customers with an event in `[C - lookback, C)`: one row per customer and cutoff."""
-    return (
-        f"SELECT DISTINCT customer_id, cutoff, cutoff_day FROM {daily_activity} AS activity "
-        f"JOIN cutoffs ON {in_window(lookback_days)}"
-    )
-
-
-def group_query(
-    group: FeatureGroup,
-    cutoffs: Sequence[dt.date],
-    lookback_days: int,
-    relations: Mapping[str, str],
-) -> str:
-    """One SELECT that computes a group for all the given cutoffs.
-
-    Args:
-        group: The declarations.
-        cutoffs: UTC midnights.
-        lookback_days: The population rule and the window named LOOKBACK.
-        relations: A SQL relation for each rollup of the group, by name.
-    """
-    ctes = [
-        cutoff_rows(cutoffs),
-        f"population AS ({population(relations[DAILY_ACTIVITY.name], lookback_days)})",
-    ]
-    joins = []
-    for source, features in group.sources.items():
-        expressions = ",\n    ".join(
-            f"{_expression(feature, lookback_days)} AS {feature.name}" for feature in features
-        )
-        ctes.append(
-            f"{source}_features AS (\n    SELECT customer_id, cutoff_day,\n    {expressions}\n"
-            f"    FROM {group.relation(source, relations)} AS {source}_rows\n"
-            f"    JOIN cutoffs ON {in_window(group.source_days(source, lookback_days))}\n"
-            "    GROUP BY customer_id, cutoff_day\n)"
-        )
-        joins.append(
-            f"LEFT JOIN {source}_features ON {source}_features.customer_id = population.customer_id"
-            f" AND {source}_features.cutoff_day = population.cutoff_day"
-        )
-    columns = ",\n    ".join(_column(feature) for feature in group.features)
-    return (
-        "WITH " + ",\n".join(ctes) + "\nSELECT population.customer_id, population.cutoff,\n"
-        f"    {columns}\nFROM population\n" + "\n".join(joins)
-    )
-
-
-def _expression(feature: Feature, lookback_days: int) -> str:
-    window = in_window(window_days(feature.window, lookback_days))
-    return feature.sql.replace("{window}", window).replace("{lookback}", in_window(lookback_days))
-
-
-def _column(feature: Feature) -> str:
-    value = f"{feature.source}_features.{feature.name}"
-    if feature.default is not None:
-        value = f"coalesce({value}, {feature.default})"
-    return f"CAST({value} AS {feature.dtype}) AS {feature.name}"

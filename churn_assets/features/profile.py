@@ -5,19 +5,19 @@ What is declared here is all that leaves the raw layer of a profile: no name, ad
 direct identifier has a column, and of the birth date only the age goes on.
 """
 
-from churn_assets.cutoffs import DAY_US
 from churn_assets.features.group import EVER, Derived, Feature, FeatureGroup, whole_days_since
 
 VERSIONS = Derived(
     rollup="raw_customers",
-    sql=f"""
+    timestamp="updated_at",
+    sql="""
         SELECT *,
-            CAST(epoch_us(updated_at) // {DAY_US} AS INTEGER) AS day,
-            epoch_us(updated_at) AS updated_us,
-            epoch_us(signup_at) AS signup_us,
-            CAST(strftime(birth_date, '%Y%m%d') AS INTEGER) AS birth_ymd,
+            unix_micros(updated_at) AS updated_us,
+            unix_micros(signup_at) AS signup_us,
+            CAST(year(birth_date) * 10000 + month(birth_date) * 100 + day(birth_date) AS INTEGER)
+                AS birth_ymd,
             CAST(premium AS INTEGER) AS premium_flag
-        FROM {{rollup}} AS versions
+        FROM {rollup} AS versions
     """,
 )
 
@@ -55,7 +55,7 @@ PROFILE = FeatureGroup(
         Feature(
             name="age",
             # The difference of dates written as yyyymmdd counts a year on the birthday.
-            sql=f"floor(CAST(max(cutoff_ymd) - {newest_number('birth_ymd')} AS DOUBLE) / 1e4)",
+            sql=f"floor(CAST({{cutoff_ymd}} - {newest_number('birth_ymd')} AS DOUBLE) / 1e4)",
             source="versions",
             window=EVER,
             dtype="INTEGER",

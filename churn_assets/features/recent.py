@@ -6,7 +6,6 @@ from churn_assets.features.group import (
     FeatureGroup,
     ratio,
     sample_sd,
-    total,
     whole_days_since,
 )
 
@@ -27,8 +26,8 @@ def _recent(
     )
 
 
-AMOUNTS = total("amount_events")
-BROWSE = total("page_view_events + product_view_events + search_events")
+AMOUNTS = "sum(amount_events)"
+BROWSE = "sum(page_view_events + product_view_events + search_events)"
 
 RECENT = FeatureGroup(
     name="customer_recent_features",
@@ -38,7 +37,7 @@ RECENT = FeatureGroup(
     features=(
         Feature(
             name="days_since_last_event",
-            sql=whole_days_since("max(last_event_us) FILTER (WHERE {window})"),
+            sql=whole_days_since("max(last_event_us)"),
             source="daily_activity",
             window=LOOKBACK,
             dtype="INTEGER",
@@ -48,7 +47,7 @@ RECENT = FeatureGroup(
         ),
         _recent(
             "purchases_7d",
-            total("purchase_orders"),
+            "sum(purchase_orders)",
             "daily_orders",
             "BIGINT",
             "orders",
@@ -57,7 +56,7 @@ RECENT = FeatureGroup(
         ),
         _recent(
             "refunds_7d",
-            total("refund_orders"),
+            "sum(refund_orders)",
             "daily_orders",
             "BIGINT",
             "orders",
@@ -66,7 +65,7 @@ RECENT = FeatureGroup(
         ),
         _recent(
             "revenue_7d",
-            total("purchase_amount"),
+            "sum(purchase_amount)",
             "daily_orders",
             "DOUBLE",
             "currency",
@@ -75,7 +74,7 @@ RECENT = FeatureGroup(
         ),
         _recent(
             "refund_amount_7d",
-            total("refund_amount"),
+            "sum(refund_amount)",
             "daily_orders",
             "DOUBLE",
             "currency",
@@ -84,7 +83,7 @@ RECENT = FeatureGroup(
         ),
         _recent(
             "events_7d",
-            total("events"),
+            "sum(events)",
             "daily_activity",
             "BIGINT",
             "events",
@@ -93,7 +92,7 @@ RECENT = FeatureGroup(
         ),
         _recent(
             "mobile_events_7d",
-            total("mobile_events"),
+            "sum(mobile_events)",
             "daily_activity",
             "BIGINT",
             "events",
@@ -102,7 +101,7 @@ RECENT = FeatureGroup(
         ),
         _recent(
             "web_events_7d",
-            total("web_events"),
+            "sum(web_events)",
             "daily_activity",
             "BIGINT",
             "events",
@@ -120,7 +119,7 @@ RECENT = FeatureGroup(
         ),
         _recent(
             "avg_amount_nonzero_7d",
-            ratio(total("amount_sum"), AMOUNTS),
+            ratio("sum(amount_sum)", AMOUNTS),
             "daily_activity",
             "DOUBLE",
             "currency",
@@ -129,7 +128,7 @@ RECENT = FeatureGroup(
         ),
         _recent(
             "amount_stddev_7d",
-            sample_sd(AMOUNTS, total("amount_sum"), total("amount_sum_squares")),
+            sample_sd(AMOUNTS, "sum(amount_sum)", "sum(amount_sum_squares)"),
             "daily_activity",
             "DOUBLE",
             "currency",
@@ -138,7 +137,7 @@ RECENT = FeatureGroup(
         ),
         _recent(
             "max_amount_7d",
-            "max(amount_max) FILTER (WHERE {window})",
+            "max(amount_max)",
             "daily_activity",
             "DOUBLE",
             "currency",
@@ -147,7 +146,7 @@ RECENT = FeatureGroup(
         ),
         _recent(
             "min_amount_7d",
-            "min(amount_min) FILTER (WHERE {window})",
+            "min(amount_min)",
             "daily_activity",
             "DOUBLE",
             "currency",

@@ -122,6 +122,6 @@ def assets(groups: Groups, calendar: Calendar, home: Path) -> list[dg.AssetsDefi
         yaml_file = home / "feature_registry.yaml"
         write_text(home, yaml_file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
         context.add_output_metadata({"yaml": dg.MetadataValue.path(str(yaml_file))})
-        return Query([query])
+        return Query(query)
 
     return [feature_registry]

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from churn_assets.cutoffs import DAY_US
 from churn_assets.features.group import (
     EVER,
     Derived,
     Feature,
     FeatureGroup,
     ratio,
-    total,
     whole_days_since,
 )
 from churn_assets.history.text_scores import TOPIC_COLUMNS, vector_columns
@@ -31,10 +29,10 @@ EXACT = "DECIMAL(28, 12)"
 
 REVIEWS = Derived(
     rollup="scored_reviews",
+    timestamp="review_timestamp",
     sql=f"""
         SELECT *,
-            CAST(epoch_us(review_timestamp) // {DAY_US} AS INTEGER) AS day,
-            epoch_us(review_timestamp) AS review_us,
+            unix_micros(review_timestamp) AS review_us,
             TRY_CAST(rating AS {EXACT}) AS stars,
             CASE WHEN total_votes > 0
                 THEN TRY_CAST(CAST(helpful_votes AS DOUBLE) / total_votes AS {EXACT})
@@ -45,7 +43,7 @@ REVIEWS = Derived(
 
 
 def _mean(name: str, column: str, unit: str, description: str, method: str = "") -> Feature:
-    mean = ratio(total(column), f"count({column}) FILTER (WHERE {{window}})")
+    mean = ratio(f"sum({column})", f"count({column})")
     return Feature(
         name=name,
         sql=mean,
@@ -105,7 +103,7 @@ def review_group(vectors: Vectors) -> FeatureGroup:
         features=(
             Feature(
                 name="total_reviews",
-                sql="count(*) FILTER (WHERE {window})",
+                sql="count(*)",
                 source="reviews",
                 window=EVER,
                 dtype="BIGINT",
@@ -122,7 +120,7 @@ def review_group(vectors: Vectors) -> FeatureGroup:
             *(_mean_of_texts(column, vectors) for column in vector_columns(vectors)),
             Feature(
                 name="last_review_days",
-                sql=whole_days_since("max(review_us) FILTER (WHERE {window})"),
+                sql=whole_days_since("max(review_us)"),
                 source="reviews",
                 window=EVER,
                 dtype="INTEGER",

@@ -6,7 +6,6 @@ from churn_assets.features.group import (
     Feature,
     FeatureGroup,
     Tolerance,
-    total,
     whole_days_since,
 )
 
@@ -18,7 +17,7 @@ RFM = FeatureGroup(
     features=(
         Feature(
             name="recency_days",
-            sql=whole_days_since("max(last_purchase_us) FILTER (WHERE {window})"),
+            sql=whole_days_since("max(last_purchase_us)"),
             source="daily_orders",
             window=LOOKBACK,
             dtype="INTEGER",
@@ -28,7 +27,7 @@ RFM = FeatureGroup(
         ),
         Feature(
             name="frequency",
-            sql=total("purchase_orders"),
+            sql="sum(purchase_orders)",
             source="daily_orders",
             window=LOOKBACK,
             dtype="BIGINT",
@@ -39,7 +38,7 @@ RFM = FeatureGroup(
         ),
         Feature(
             name="monetary",
-            sql=total("purchase_amount"),
+            sql="sum(purchase_amount)",
             source="daily_orders",
             window=LOOKBACK,
             dtype="DOUBLE",
@@ -50,7 +49,7 @@ RFM = FeatureGroup(
         ),
         Feature(
             name="tenure_days",
-            sql=whole_days_since("min(first_purchase_us) FILTER (WHERE {window})"),
+            sql=whole_days_since("min(first_purchase_us)"),
             source="daily_orders",
             window=EVER,
             dtype="INTEGER",

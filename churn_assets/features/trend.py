@@ -7,12 +7,12 @@ of activity those between successive days with an event of any type.
 from churn_assets.features.group import (
     EVER,
     GROWING,
+    LOOKBACK,
     Derived,
     Feature,
     FeatureGroup,
     ratio,
     sample_sd,
-    total,
     whole_days_since,
 )
 
@@ -26,22 +26,21 @@ PURCHASE_DAYS = Derived(
     """,
 )
 
-GAPS = "count(gap) FILTER (WHERE {window})"
-GAP_MEAN = ratio(total("gap"), GAPS)
-ACTIVE_DAYS = "count(*) FILTER (WHERE {window})"
-ACTIVITY_GAP = ratio(
-    "max(day) FILTER (WHERE {window}) - min(day) FILTER (WHERE {window})", f"{ACTIVE_DAYS} - 1"
-)
-SINCE_EVENT = whole_days_since("max(last_event_us) FILTER (WHERE {window})")
-SINCE_PURCHASE = whole_days_since("max(last_purchase_us) FILTER (WHERE {window})")
+GAPS = "count(gap)"
+GAP_MEAN = ratio("sum(gap)", GAPS)
+ACTIVE_DAYS = "count(*)"
+ACTIVITY_GAP = ratio("max(day) - min(day)", f"{ACTIVE_DAYS} - 1")
+SINCE_EVENT = whole_days_since("max(last_event_us)")
+SINCE_PURCHASE = whole_days_since("max(last_purchase_us)")
 
 
 def _share(name: str, value: str, source: str, of: str) -> Feature:
     return Feature(
         name=name,
-        sql=ratio(f"coalesce({value}, 0)", value.replace("{window}", "{lookback}")),
+        sql=ratio(f"coalesce({value} FILTER (WHERE {{window}}), 0)", value),
         source=source,
         window=30,
+        against=LOOKBACK,
         dtype="DOUBLE",
         unit="share",
         description=f"{of} of the last 30 days among those of the lookback",
@@ -72,13 +71,13 @@ TREND = FeatureGroup(
     module=__name__,
     derived={"purchase_days": PURCHASE_DAYS},
     features=(
-        _share("purchases_30d_share", total("purchase_orders"), "daily_orders", "Purchase orders"),
-        _share("revenue_30d_share", total("purchase_amount"), "daily_orders", "Purchase amount"),
-        _share("events_30d_share", total("events"), "daily_activity", "Events"),
+        _share("purchases_30d_share", "sum(purchase_orders)", "daily_orders", "Purchase orders"),
+        _share("revenue_30d_share", "sum(purchase_amount)", "daily_orders", "Purchase amount"),
+        _share("events_30d_share", "sum(events)", "daily_activity", "Events"),
         _share("active_days_30d_share", ACTIVE_DAYS, "daily_activity", "Active days"),
         Feature(
             name="lifetime_orders",
-            sql=total("purchase_orders"),
+            sql="sum(purchase_orders)",
             source="purchase_days",
             window=EVER,
             dtype="BIGINT",
@@ -90,7 +89,7 @@ TREND = FeatureGroup(
         ),
         Feature(
             name="lifetime_revenue",
-            sql=total("purchase_amount"),
+            sql="sum(purchase_amount)",
             source="purchase_days",
             window=EVER,
             dtype="DOUBLE",
@@ -103,13 +102,13 @@ TREND = FeatureGroup(
         _rhythm("gap_mean_days", GAP_MEAN, "days", "Mean gap between purchase days"),
         _rhythm(
             "gap_sd_days",
-            sample_sd(GAPS, total("gap"), total("gap * gap")),
+            sample_sd(GAPS, "sum(gap)", "sum(gap * gap)"),
             "days",
             "Sample standard deviation of the gaps",
         ),
         _rhythm(
             "gap_last_days",
-            "max_by(gap, day) FILTER (WHERE {window})",
+            "max_by(gap, day)",
             "days",
             "Gap before the last purchase day",
         ),
@@ -139,7 +138,7 @@ TREND = FeatureGroup(
         ),
         _rhythm(
             "days_since_first_event",
-            whole_days_since("min(first_event_us) FILTER (WHERE {window})"),
+            whole_days_since("min(first_event_us)"),
             "days",
             "Whole days from the first event ever to the cutoff",
             "daily_activity",

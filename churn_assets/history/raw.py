@@ -24,7 +24,7 @@ from churn_assets.history.quarantine import QUARANTINED_ROWS, quarantine_metadat
 from churn_assets.sources.rows import OURS
 from churn_assets.sources.source import Source, SourceTable
 from churn_assets.sources.synthetic import Synthetic
-from churn_assets.sources.tables import EVENTS, RAW_TABLES, RawTable
+from churn_assets.sources.tables import EVENTS, KNOWN_AT, RAW_TABLES, WITHDRAWN_AT, RawTable
 from churn_assets.stores.catalog import OPENS_AT_START, RAW
 from churn_assets.stores.erased import Erased
 from churn_assets.stores.offline import OfflineStore, Query
@@ -90,6 +90,7 @@ def ingest(
         _generate_ids(connection, raw)
     _mark_duplicates(connection, raw)
     defaults = EVENT_DEFAULTS if raw is EVENTS else {}
+    defaults |= {KNOWN_AT.name: raw.timestamp, WITHDRAWN_AT.name: "NULL"}
     columns = ", ".join(
         f"{defaults[name]} AS {name}" if name in defaults else name
         for name in raw.table.column_names
@@ -240,10 +241,10 @@ def assets(
                         context.log.warning(warning)
                     if newest in keys and calendar.end is None:
                         shown[newest]["pending_rows"] = findings.pending
-                query = Query(["SELECT * FROM valid_rows"], connection)
+                query = Query("SELECT * FROM valid_rows", connection)
                 yield from hand_over(context, store, raw_table.table, query, shown)
                 connection.execute("DROP TABLE valid_rows")
-            query = Query(["SELECT * FROM rejected_rows"], connection)
+            query = Query("SELECT * FROM rejected_rows", connection)
             shown = quarantine_metadata(connection, ingested, keys)
             yield from hand_over(context, store, QUARANTINED_ROWS, query, shown)
 
@@ -308,7 +309,7 @@ def hand_over(
     written = store.publish(
         query.connection,
         table,
-        query.selects,
+        query.rows,
         list(context.partition_keys),
         provenances(store, table.name),
     )

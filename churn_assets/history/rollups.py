@@ -1,9 +1,11 @@
 """Daily rollups: partial aggregates of a slice, from which every cutoff's features add up.
 
-Grain: `daily_activity` and `daily_orders` one row per customer and UTC day, `daily_products` one
-per customer, day and purchased product. A raw row is read when its slice is rolled up and never
-again by a feature. Orders and sessions are identified by (customer_id, id, UTC day), both end at
-midnight, so their distinct counts add up over days and nothing crosses a cutoff.
+Grain: `daily_activity` and `daily_orders` one row per customer, UTC day and version,
+`daily_products` one per customer, day, purchased product and version. A version is the whole state
+of its key as known from `known_day` on (`history.known`); without late rows there is one. A raw row
+is read when its slice is rolled up and never again by a feature. Orders and sessions are identified
+by (customer_id, id, UTC day), both end at midnight, so their distinct counts add up over days and
+nothing crosses a cutoff.
 
 Days are integers since 1970-01-01 and instants microseconds since then, so that the queries over
 rollups need no date functions. Sums of money are exact decimals, which makes every result
@@ -15,20 +17,22 @@ from collections.abc import Callable
 import dagster as dg
 
 from churn_assets.cutoffs import DAY_US, Calendar
+from churn_assets.history.known import DAY, KNOWN_DAY, REPLACED_DAY, placed, versions
 from churn_assets.sources.tables import EVENT_TYPES, EVENTS
-from churn_assets.stores.offline import Query, Scan, buckets
+from churn_assets.stores.offline import Query, Scan
 from churn_assets.stores.tables import CUSTOMER_ID, SLICE, Column, Table, sql_version
 
-DAY = Column("day", "INTEGER", "UTC day", "days since 1970-01-01")
 SUM = "DECIMAL(38, 4)"
 
 DAILY_ACTIVITY = Table(
     "daily_activity",
-    key=("customer_id", "day"),
+    key=("customer_id", "day", "known_day"),
     columns=(
         CUSTOMER_ID,
         SLICE,
         DAY,
+        KNOWN_DAY,
+        REPLACED_DAY,
         Column("events", "BIGINT", "Events of any type", "events"),
         *(
             Column(f"{event_type}_events", "BIGINT", f"Events of type {event_type}", "events")
@@ -51,11 +55,13 @@ DAILY_ACTIVITY = Table(
 )
 DAILY_ORDERS = Table(
     "daily_orders",
-    key=("customer_id", "day"),
+    key=("customer_id", "day", "known_day"),
     columns=(
         CUSTOMER_ID,
         SLICE,
         DAY,
+        KNOWN_DAY,
+        REPLACED_DAY,
         Column("purchase_orders", "BIGINT", "Distinct orders with a purchase line", "orders"),
         Column("refund_orders", "BIGINT", "Distinct orders with a refund line", "orders"),
         Column("purchase_quantity", SUM, "Pieces purchased", "pieces"),
@@ -69,11 +75,13 @@ DAILY_ORDERS = Table(
 )
 DAILY_PRODUCTS = Table(
     "daily_products",
-    key=("customer_id", "day", "product_id"),
+    key=("customer_id", "day", "product_id", "known_day"),
     columns=(
         CUSTOMER_ID,
         SLICE,
         DAY,
+        KNOWN_DAY,
+        REPLACED_DAY,
         Column("product_id", "VARCHAR", "A product that was purchased"),
         Column("purchase_quantity", SUM, "Pieces purchased", "pieces"),
         Column("purchase_amount", SUM, "Total of its purchase lines", "currency"),
@@ -82,12 +90,14 @@ DAILY_PRODUCTS = Table(
     moment=f"CAST(day AS BIGINT) * {DAY_US}",
 )
 
-EVENT_US = "epoch_us(event_timestamp)"
-EVENT_DAY = f"CAST({EVENT_US} // {DAY_US} AS INTEGER)"
+EVENT_US = "unix_micros(event_timestamp)"
+VERSION = "customer_id, slice, day, known_day, replaced_day"
 
 
 def daily_activity_query(events: str) -> str:
     """All activity of a customer and day. `events` is a relation of raw events."""
+    columns = ("slice", "event_timestamp", "event_type", "channel", "session_id", "amount")
+    rows = versions(placed(events, "event_timestamp"), ("customer_id", "day"), columns)
     types = ", ".join(
         f"count(*) FILTER (WHERE event_type = '{event_type}') AS {event_type}_events"
         for event_type in EVENT_TYPES
@@ -95,7 +105,7 @@ def daily_activity_query(events: str) -> str:
     with_amount = "FILTER (WHERE amount <> 0)"
     return f"""
         WITH session_parts AS (
-            SELECT customer_id, slice, {EVENT_DAY} AS day, session_id,
+            SELECT {VERSION}, session_id,
                 count(*) AS events,
                 {types},
                 count(*) FILTER (WHERE channel = 'mobile') AS mobile_events,
@@ -107,10 +117,10 @@ def daily_activity_query(events: str) -> str:
                 coalesce(sum(CAST(amount AS DECIMAL(38, 4)) * amount), 0) AS amount_sum_squares,
                 max(amount) {with_amount} AS amount_max,
                 min(amount) {with_amount} AS amount_min
-            FROM {events}
-            GROUP BY ALL
+            FROM {rows} AS events
+            GROUP BY {VERSION}, session_id
         )
-        SELECT customer_id, slice, day,
+        SELECT {VERSION},
             sum(events) AS events,
             {", ".join(f"sum({t}_events) AS {t}_events" for t in EVENT_TYPES)},
             sum(mobile_events) AS mobile_events,
@@ -126,24 +136,26 @@ def daily_activity_query(events: str) -> str:
             max(amount_max) AS amount_max,
             min(amount_min) AS amount_min
         FROM session_parts
-        GROUP BY ALL
+        GROUP BY {VERSION}
     """
 
 
 def daily_orders_query(events: str) -> str:
     """Orders of a customer and day; days without a purchase or refund have no row."""
+    lines = f"(SELECT * FROM {events} AS events WHERE event_type IN ('purchase', 'refund'))"
+    columns = ("slice", "event_timestamp", "event_type", "order_id", "quantity", "amount")
+    rows = versions(placed(lines, "event_timestamp"), ("customer_id", "day"), columns)
     return f"""
         WITH order_parts AS (
-            SELECT customer_id, slice, {EVENT_DAY} AS day, event_type, order_id,
+            SELECT {VERSION}, event_type, order_id,
                 sum(quantity) AS quantity,
                 sum(amount) AS amount,
                 min({EVENT_US}) AS first_us,
                 max({EVENT_US}) AS last_us
-            FROM {events}
-            WHERE event_type IN ('purchase', 'refund')
-            GROUP BY ALL
+            FROM {rows} AS events
+            GROUP BY {VERSION}, event_type, order_id
         )
-        SELECT customer_id, slice, day,
+        SELECT {VERSION},
             count(*) FILTER (WHERE event_type = 'purchase') AS purchase_orders,
             count(*) FILTER (WHERE event_type = 'refund') AS refund_orders,
             coalesce(sum(quantity) FILTER (WHERE event_type = 'purchase'), 0) AS purchase_quantity,
@@ -152,19 +164,24 @@ def daily_orders_query(events: str) -> str:
             min(first_us) FILTER (WHERE event_type = 'purchase') AS first_purchase_us,
             max(last_us) FILTER (WHERE event_type = 'purchase') AS last_purchase_us
         FROM order_parts
-        GROUP BY ALL
+        GROUP BY {VERSION}
     """
 
 
 def daily_products_query(events: str) -> str:
     """Products that a customer purchased on a day."""
+    lines = (
+        f"(SELECT * FROM {events} AS events "
+        "WHERE event_type = 'purchase' AND product_id IS NOT NULL)"
+    )
+    key = ("customer_id", "day", "product_id")
+    rows = versions(placed(lines, "event_timestamp"), key, ("slice", "quantity", "amount"))
     return f"""
-        SELECT customer_id, slice, {EVENT_DAY} AS day, product_id,
+        SELECT {VERSION}, product_id,
             sum(quantity) AS purchase_quantity,
             sum(amount) AS purchase_amount
-        FROM {events}
-        WHERE event_type = 'purchase' AND product_id IS NOT NULL
-        GROUP BY ALL
+        FROM {rows} AS events
+        GROUP BY {VERSION}, product_id
     """
 
 
@@ -192,9 +209,8 @@ def assets(calendar: Calendar) -> list[dg.AssetsDefinition]:
             tags={"layer": "rollups"},
             metadata={"dagster/column_schema": table.as_dagster()},
         )
-        def daily_rollup(events: Scan) -> Query:
-            bucketed = buckets(events)
-            return Query([query(events.bucket(b, len(bucketed))) for b in bucketed])
+        def daily_rollup(context: dg.AssetExecutionContext, events: Scan) -> Query:
+            return Query({key: query(events.of(key).sql) for key in context.partition_keys})
 
         return daily_rollup
 

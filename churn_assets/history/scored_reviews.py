@@ -32,14 +32,17 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 SCORED_REVIEWS = "scored_reviews"
-AS_GIVEN = ("product_id", "review_timestamp", "rating", "helpful_votes", "total_votes")
+AS_GIVEN = (
+    *("product_id", "review_timestamp", "rating", "helpful_votes", "total_votes"),
+    *("known_at", "withdrawn_at"),
+)
 
 
 def scored_reviews_table(vectors: Vectors) -> Table:
     """The table; vectors add columns to it."""
     return Table(
         SCORED_REVIEWS,
-        key=("review_id",),
+        key=("review_id", "known_at"),
         columns=(
             Column("review_id", "VARCHAR", "Identifies the review"),
             CUSTOMER_ID,
@@ -130,6 +133,6 @@ def asset(fitter: TopicFitter, topic_spec: dg.AssetSpec) -> dg.AssetsDefinition:
                 return review_metadata(connection, rows.sql, words)
 
             query = scored_reviews_query(raw_reviews.sql, vectors)
-            yield dg.Output(Query([query], connection, describe))
+            yield dg.Output(Query(query, connection, describe))
 
     return scored_reviews

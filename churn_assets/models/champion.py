@@ -367,7 +367,7 @@ def assets(
             context.log.info(f"{key}: {champion.reason}")
         with store.connect() as connection:
             connection.register("decisions", pa.Table.from_pylist(rows))
-            yield dg.Output(Query(["SELECT * FROM decisions"], connection))
+            yield dg.Output(Query("SELECT * FROM decisions", connection))
 
     return [champion_model]
 

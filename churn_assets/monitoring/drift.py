@@ -316,7 +316,7 @@ def assets(groups: Groups, calendar: Calendar, store: OfflineStore) -> list[dg.A
                     picture = markdown_image(png(drift_figure(history, values)), f"Drift at {key}")
                     metadata["drift"] = dg.MetadataValue.md(picture)
                 context.add_asset_metadata(metadata, partition_key=key)
-            yield dg.Output(Query(["FROM drift"], connection))
+            yield dg.Output(Query("FROM drift", connection))
         # A check result of a range belongs to no partition; these do, and what they are about has
         # just been written.
         for key, report in reports.items():

@@ -7,14 +7,14 @@ on it, and no other source has it.
 """
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 
 import dagster as dg
 
-from churn_assets.cutoffs import DAY_US, Calendar, parse_key
-from churn_assets.features.group import cutoff_rows, in_window
+from churn_assets.cutoffs import DAY_US, Calendar, day_number, parse_key
+from churn_assets.history.known import in_window
 from churn_assets.sources.synthetic import Synthetic
 from churn_assets.stores.offline import OfflineStore, Query
 from churn_assets.stores.provenance import code_digest
@@ -32,24 +32,25 @@ SYNTHETIC_TRUTH = cutoff_table(
 )
 
 
-def rates_query(cutoffs: Sequence[dt.date], activity: str, lookback_days: int) -> str:
-    """The true rates of the population of cutoffs, and the days since the last event.
+def rates_query(cutoff: dt.date, activity: str, lookback_days: int) -> str:
+    """The true rates of the population of a cutoff, and the days since the last event.
 
     Args:
-        cutoffs: The cutoffs.
+        cutoff: The cutoff.
         activity: A relation of `daily_activity`.
         lookback_days: Who was active within so many days is in the population.
     """
-    return f"""WITH {cutoff_rows(cutoffs)}
-        SELECT customer_id, cutoff,
+    day = day_number(cutoff)
+    return f"""
+        SELECT customer_id, DATE '{cutoff}' AS cutoff,
             any_value(purchase_rate) AS purchase_rate,
             any_value(dropout_rate) AS dropout_rate,
             any_value(activity_rate) AS activity_rate,
-            any_value(cutoff_day) - max(last_event_us) / {DAY_US} AS quiet_days
+            {day} - max(last_event_us) / {DAY_US} AS quiet_days
         FROM {activity} AS activity
-        JOIN cutoffs ON {in_window(lookback_days)}
         JOIN rates USING (customer_id)
-        GROUP BY ALL"""
+        WHERE {in_window(lookback_days, day)}
+        GROUP BY customer_id"""
 
 
 def _unrun(module: str) -> ModuleType:
@@ -72,7 +73,7 @@ def assets(calendar: Calendar, source: Synthetic, store: OfflineStore) -> list[d
         partitions_def=calendar.cutoffs,
         backfill_policy=dg.BackfillPolicy.single_run(),
         code_version=sql_version(
-            rates_query([], "daily_activity", calendar.lookback_days),
+            rates_query(dt.date(2000, 1, 1), "daily_activity", calendar.lookback_days),
             code_digest(_unrun("true_churn"), _unrun("shop"), _unrun("arrays")),
             f"{source} {calendar.horizon_days}",
         ),
@@ -92,7 +93,9 @@ def assets(calendar: Calendar, source: Synthetic, store: OfflineStore) -> list[d
         with store.connect() as connection:
             connection.register("rates", source.shop().truth(max(cutoffs)))
             table = connection.sql(
-                rates_query(cutoffs, activity, calendar.lookback_days)
+                " UNION ALL ".join(
+                    rates_query(cutoff, activity, calendar.lookback_days) for cutoff in cutoffs
+                )
             ).to_arrow_table()
             best = churn_probability(
                 table["purchase_rate"].to_numpy(),
@@ -104,6 +107,6 @@ def assets(calendar: Calendar, source: Synthetic, store: OfflineStore) -> list[d
             connection.register(
                 "best", table.append_column("best_churn_probability", pa.array(best))
             )
-            yield dg.Output(Query(["SELECT * FROM best"], connection))
+            yield dg.Output(Query("SELECT * FROM best", connection))
 
     return [synthetic_truth]

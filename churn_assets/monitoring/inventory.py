@@ -290,6 +290,6 @@ def assets(
         context.add_asset_metadata({**totals, "inventory": dg.MetadataValue.md(table)})
         with store.connect() as connection:
             connection.register("inventories", pa.Table.from_pylist(rows))
-            yield dg.Output(Query(["FROM inventories"], connection))
+            yield dg.Output(Query("FROM inventories", connection))
 
     return [asset_inventory]

@@ -190,7 +190,7 @@ def assets(
             context.add_asset_metadata(numbers | {"model": row["model"]}, partition_key=key)
         with store.connect() as connection:
             connection.register("realised", pa.Table.from_pylist(rows))
-            query = Query(["SELECT * FROM realised"], connection)
+            query = Query("SELECT * FROM realised", connection)
             yield dg.Output(query, output_name=REALISED_PERFORMANCE.name)
 
     return [realised_performance]

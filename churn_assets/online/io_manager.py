@@ -105,7 +105,7 @@ class OnlineIOManager(dg.IOManager):
         *older, newest = sorted(context.asset_partition_keys)
         existing = self.calendar.keys(self.calendar.scored_cutoffs, self.now())
         with self.store.connect() as connection:
-            table = connection.sql(obj.selects[0]).to_arrow_table()
+            table = connection.sql(str(obj.rows)).to_arrow_table()
         if not table.num_rows:
             raise OnlineStoreError(
                 f"There is nobody to serve at {newest}: nobody was active in the lookback before "

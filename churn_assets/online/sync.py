@@ -110,7 +110,7 @@ def assets(groups: Groups, calendar: Calendar, store: OfflineStore) -> list[dg.A
             # Redis keeps the newest versions only, so what each was made from is kept by Dagster.
             context.add_asset_metadata(made_from(key), partition_key=key)
         query = online_query(groups, {name: scan.sql for name, scan in tables.items()})
-        return Query([f"SELECT * FROM ({query}) WHERE cutoff = DATE '{newest}'"])
+        return Query(f"SELECT * FROM ({query}) WHERE cutoff = DATE '{newest}'")
 
     return [online_features]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from churn_assets.cutoffs import Calendar, midnight, parse_key
 from churn_assets.features import feature_groups
-from churn_assets.features.group import FeatureGroup, cutoff_rows, population
+from churn_assets.features.group import FeatureGroup
+from churn_assets.features.queries import population
 from churn_assets.history.quarantine import QUARANTINED_ROWS
 from churn_assets.history.rollups import DAILY_ACTIVITY
 from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
@@ -155,11 +156,14 @@ def _limits(column: Column) -> list[str]:
 
 def equals_population(subject: Subject) -> str:
     """Customers of the population without a row, and rows of other customers."""
-    cutoffs = [parse_key(key) for key in subject.cutoffs]
     activity = subject.slices(DAILY_ACTIVITY, max(subject.cutoffs))
+    populations = [
+        f"SELECT customer_id, DATE '{key}' AS cutoff FROM ("
+        f"{population(activity, parse_key(key), subject.calendar.lookback_days)})"
+        for key in subject.cutoffs
+    ]
     return f"""
-        WITH {cutoff_rows(cutoffs)},
-        population AS ({population(activity, subject.calendar.lookback_days)})
+        WITH population AS ({" UNION ALL ".join(populations)})
         SELECT coalesce(CAST(population.cutoff AS VARCHAR), part) AS part,
             count(*) FILTER (WHERE found.customer_id IS NULL) AS "customers without a row",
             count(*) FILTER (WHERE population.customer_id IS NULL) AS "customers too many"

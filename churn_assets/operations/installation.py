@@ -1,6 +1,7 @@
 """An installation's tables, and its offline store behind the gate of their contracts."""
 
 from collections.abc import Callable
+from functools import partial
 
 from churn_assets.features import feature_groups
 from churn_assets.features.registry import FEATURE_REGISTRY
@@ -17,6 +18,7 @@ from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
 from churn_assets.settings import Settings
 from churn_assets.sources.tables import RAW_TABLES
 from churn_assets.stores.catalog import Catalog
+from churn_assets.stores.identity import identify
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.tables import Table
 from churn_assets.training_data.dataset import LABEL_SETS, training_table
@@ -53,4 +55,5 @@ def offline_store(settings: Settings, catalog: Callable[[], Catalog] | None = No
         settings.allow_shrink,
         Gate(settings.calendar()),
         catalog,
+        partial(identify, settings),
     )

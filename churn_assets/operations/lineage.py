@@ -39,7 +39,7 @@ Lineage = Mapping[str, Sources]
 TOKEN = re.compile(r"'(?:[^']|'')*'|\w+|\S")
 
 
-ANY_DAY = [dt.date(2000, 1, 1)]
+ANY_DAY = dt.date(2000, 1, 1)
 
 
 def selected(select: str) -> dict[str, set[str]]:
@@ -130,11 +130,11 @@ def lineages(groups: Groups, tables: Mapping[str, Table]) -> dict[str, Lineage]:
     names = (DAILY_ACTIVITY.name, DAILY_ORDERS.name, SATISFACTION.table.name)
     activity, orders, surveys = names
     label_queries = (
-        (CHURN_LABELS, DAILY_ORDERS, churn_labels_query(ANY_DAY, 1, 1, activity, orders)),
+        (CHURN_LABELS, DAILY_ORDERS, churn_labels_query(ANY_DAY, ANY_DAY, 1, 1, activity, orders)),
         (
             SATISFACTION_CHURN_LABELS,
             SATISFACTION.table,
-            satisfaction_churn_labels_query(ANY_DAY, 1, 1, 0, activity, surveys),
+            satisfaction_churn_labels_query(ANY_DAY, ANY_DAY, 1, 1, 0, activity, surveys),
         ),
     )
     of_text = dict.fromkeys(scored.column_names, "text")

@@ -160,6 +160,6 @@ def assets(
             context.add_asset_metadata(defined, partition_key=key)
         with store.connect() as connection:
             connection.register("scored", pd.concat(scored))
-            yield dg.Output(Query(["SELECT * FROM scored"], connection))
+            yield dg.Output(Query("SELECT * FROM scored", connection))
 
     return [churn_predictions]

@@ -8,7 +8,7 @@ from typing import Any
 
 from churn_assets.cutoffs import Calendar
 from churn_assets.features import Groups
-from churn_assets.features.group import group_query
+from churn_assets.features.queries import feature_query
 from churn_assets.stores.offline import OfflineStore
 
 
@@ -23,19 +23,14 @@ def recompute(
 
     What the rollups know by now counts: a slice that came late is a difference to the online row.
     """
-    features: dict[str, Any] = {}
+
+    def rows(name: str, days: float) -> str:
+        scan = store.scan(store.tables[name]).before(cutoff, days)
+        return f"(SELECT * FROM {scan.sql} WHERE customer_id = $customer_id)"
+
+    query = feature_query(groups, cutoff, calendar.lookback_days, rows)
     with store.connect() as connection:
-        for group in groups:
-            relations = {
-                name: f"(SELECT * FROM {store.scan(store.tables[name]).sql} "
-                "WHERE customer_id = $customer_id)"
-                for name in group.rollup_days(calendar.lookback_days)
-            }
-            query = group_query(group, [cutoff], calendar.lookback_days, relations)
-            found = connection.execute(query, {"customer_id": customer_id})
-            names = [column[0] for column in found.description]
-            row = found.fetchone()
-            if row is None:
-                return None
-            features |= dict(zip(names, row, strict=True))
-    return features
+        found = connection.execute(query, {"customer_id": customer_id})
+        names = [column[0] for column in found.description]
+        row = found.fetchone()
+    return None if row is None else dict(zip(names, row, strict=True))

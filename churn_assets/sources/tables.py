@@ -23,6 +23,13 @@ TIMESTAMPTZ = "TIMESTAMP WITH TIME ZONE"
 DECIMAL = "DECIMAL(18, 4)"
 MOST_VOTES = 1_000_000_000
 
+KNOWN_AT = Column(
+    "known_at", TIMESTAMPTZ, "When the row became known: its own time unless it came late", "UTC"
+)
+WITHDRAWN_AT = Column(
+    "withdrawn_at", TIMESTAMPTZ, "When a later delivery no longer had it; NULL while it has", "UTC"
+)
+
 
 @dataclass(frozen=True)
 class RawTable:
@@ -55,9 +62,9 @@ class RawTable:
         first, *others = self.columns
         return Table(
             f"raw_{self.source_name}",
-            key=tuple(dict.fromkeys((self.timestamp, *self.key))),
+            key=(*dict.fromkeys((self.timestamp, *self.key)), KNOWN_AT.name),
             optional_key=self.optional_key,
-            columns=(first, SLICE, *others),
+            columns=(first, SLICE, *others, KNOWN_AT, WITHDRAWN_AT),
             partitioned_by="slice",
             refuse_shrinking=True,
             moment=f"epoch_us({self.timestamp})",

@@ -5,13 +5,42 @@ Python. What is made carries its provenance, and its partition's page the counts
 """
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from churn_assets.stores.offline import OfflineStore, Query, Scan
+from churn_assets.stores.offline import Describe, OfflineStore, Partition, Query, Scan
 from churn_assets.stores.provenance import provenances
+from churn_assets.stores.tables import Table
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+
+def shown(
+    connection: "DuckDBPyConnection",
+    table: Table,
+    partition: Partition,
+    seconds: float,
+    describe: Describe | None = None,
+) -> dict[str, Any]:
+    """What Dagster shows of a partition that was published.
+
+    Args:
+        connection: For `describe`.
+        table: Its table.
+        partition: The partition.
+        seconds: How long it took.
+        describe: See `Query`.
+    """
+    return {
+        "dagster/row_count": partition.rows,
+        "bytes": partition.bytes,
+        "seconds": round(seconds, 4),
+        "path": dg.MetadataValue.path(str(partition.path)),
+        **(describe(connection, Scan(table, (partition.path,))) if describe else {}),
+    }
 
 
 class OfflineIOManager(dg.IOManager):
@@ -19,13 +48,10 @@ class OfflineIOManager(dg.IOManager):
 
     Args:
         store: Where files are.
-        identify: Called before something is written: it writes whose state the folder is where it
-            is new, and raises where it is that of other settings.
     """
 
-    def __init__(self, store: OfflineStore, identify: Callable[[], object]) -> None:
+    def __init__(self, store: OfflineStore) -> None:
         self.store = store
-        self.identify = identify
 
     def load_input(self, context: dg.InputContext) -> Scan:
         table = self.store.tables[context.asset_key.path[-1]]
@@ -34,7 +60,6 @@ class OfflineIOManager(dg.IOManager):
         return self.store.scan(table, sorted(context.asset_partition_keys))
 
     def handle_output(self, context: dg.OutputContext, obj: Query) -> None:
-        self.identify()
         table = self.store.tables[context.asset_key.path[-1]]
         keys: list[str | None] = (
             [*context.asset_partition_keys] if context.has_asset_partitions else [None]
@@ -44,17 +69,10 @@ class OfflineIOManager(dg.IOManager):
         began = time.monotonic()
         with ExitStack() as stack:
             connection = obj.connection or stack.enter_context(self.store.connect())
-            written = self.store.publish(connection, table, obj.selects, keys, provenance)
-            seconds = time.monotonic() - began
+            written = self.store.publish(connection, table, obj.rows, keys, provenance)
+            seconds = (time.monotonic() - began) / len(written)
             for key, partition in written.items():
-                shown = Scan(table, (partition.path,))
-                metadata = {
-                    "dagster/row_count": partition.rows,
-                    "bytes": partition.bytes,
-                    "seconds": round(seconds / len(written), 4),
-                    "path": dg.MetadataValue.path(str(partition.path)),
-                    **(obj.describe(connection, shown) if obj.describe else {}),
-                }
+                metadata = shown(connection, table, partition, seconds, obj.describe)
                 context.step_context.add_asset_metadata(metadata, context.asset_key, key)
         rows = sum(partition.rows for partition in written.values())
         context.log.info(f"{table.name}: {rows:,} rows in {len(written)} partitions")

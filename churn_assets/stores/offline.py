@@ -10,12 +10,13 @@ killed run leaves the previous partition readable and runs of different partitio
 Nothing here knows features or labels, and no data passes through Python.
 """
 
+import datetime as dt
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,27 +30,29 @@ from churn_assets.stores.tables import Table
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-# A query whose largest input has more rows than this runs per customer bucket, so that memory
-# stays flat: 16 buckets over 108 M events took 1.2 GB instead of 7 GB.
-ROWS_PER_BUCKET = 7_000_000
+# Spark has it by this name.
+UNIX_MICROS = "CREATE OR REPLACE TEMP MACRO unix_micros(instant) AS epoch_us(instant)"
+
+# What is to be shown of the rows of a partition.
+Describe = Callable[["DuckDBPyConnection", "Scan"], Mapping[str, Any]]
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Query:
-    """What an asset returns: SELECTs whose rows together are the table's partitions.
+    """What an asset returns: the rows of its partitions.
 
     Args:
-        selects: One statement, or one per customer bucket.
+        rows: One SELECT that gives the rows of all partitions, or one for each partition, by key.
         connection: Set where the statements read temporary tables of an open connection.
         describe: What Dagster shows of a partition beside its counts, from a connection and the
             relation of its rows.
     """
 
-    selects: Sequence[str]
+    rows: "str | Mapping[str, str]"
     connection: "DuckDBPyConnection | None" = None
-    describe: "Callable[[DuckDBPyConnection, Scan], Mapping[str, Any]] | None" = None
+    describe: "Describe | None" = None
 
 
 @dataclass(frozen=True)
@@ -71,20 +74,34 @@ class Scan:
         files = ", ".join(f"'{quoted(path)}'" for path in self.files)
         return f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"
 
-    def bucket(self, number: int, buckets: int) -> str:
-        """The relation of the customers of one bucket."""
-        if buckets == 1:
-            return self.sql
-        return f"(SELECT * FROM {self.sql} WHERE hash(customer_id) % {buckets} = {number})"
+    def of(self, key: str) -> "Scan":
+        """The one partition of a key."""
+        return replace(self, files=tuple(path for path in self.files if _key(path) == key))
+
+    def before(self, cutoff: dt.date, days: float) -> "Scan":
+        """The partitions that may have rows of `[cutoff - days, cutoff)`; of a table of slices."""
+        begin = "" if days == float("inf") else (cutoff - dt.timedelta(days=days)).isoformat()
+        return self.within(begin, cutoff.isoformat())
+
+    def within(self, begin: str, end: str) -> "Scan":
+        """The partitions that may have rows of the days `[begin, end)`; of a table of slices."""
+        following = [*map(_key, self.files[1:]), "9999"]
+        return replace(
+            self,
+            files=tuple(
+                path
+                for path, after in zip(self.files, following, strict=False)
+                if _key(path) < end and after > begin
+            ),
+        )
 
     @property
     def rows(self) -> int:
         return sum(row_count(path) for path in self.files)
 
 
-def buckets(*scans: Scan) -> range:
-    """The customer buckets in which a query over `scans` runs."""
-    return range(1 + max(scan.rows for scan in scans) // ROWS_PER_BUCKET)
+def _key(path: Path) -> str:
+    return path.parent.name.partition("=")[2]
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,8 @@ class OfflineStore:
         gate: Raises for partitions that must not be handed on (`operations.gate.Gate`).
         catalog: What the graph declares of the assets; without it every partition that is there
             counts as one of history, under the definitions of the settings.
+        identify: Called before something is published: it writes whose state the folder is where
+            that is new, and raises where it is that of other settings.
     """
 
     home: Path
@@ -117,6 +136,7 @@ class OfflineStore:
     allow_shrink: bool = False
     gate: "Callable[[OfflineStore, Table, Sequence[str | None]], None] | None" = None
     catalog: Callable[[], Catalog] | None = None
+    identify: Callable[[], object] = lambda: None
 
     @property
     def declared(self) -> Catalog:
@@ -149,6 +169,7 @@ class OfflineStore:
             # With statistics, a column without a NULL anywhere in the run is written as REQUIRED,
             # and a partition's bytes would depend on what was written with it.
             connection.execute("SET disabled_optimizers = 'statistics_propagation'")
+            connection.execute(UNIX_MICROS)
             try:
                 yield connection
             except duckdb.Error as error:
@@ -272,16 +293,16 @@ class OfflineStore:
         self,
         connection: "DuckDBPyConnection",
         table: Table,
-        selects: Sequence[str],
+        rows: "str | Mapping[str, str]",
         keys: Sequence[str | None],
         provenance: Callable[[str | None], Mapping[str, str]],
     ) -> dict[str | None, Partition]:
-        """Run the query once and replace every partition in `keys` by its rows.
+        """Replace every partition in `keys` by rows of a query.
 
         Args:
             connection: An open DuckDB connection.
             table: The table to write.
-            selects: SELECTs whose rows together are the partitions.
+            rows: See `Query`.
             keys: Partition keys; `[None]` for a table without partitions.
             provenance: What to write into the footer of a partition's file.
 
@@ -289,47 +310,49 @@ class OfflineStore:
             ValueError: The query gave rows outside `keys`, or would shrink a guarded partition.
             PermissionError: The state folder cannot be written.
         """
-        connection.execute(f"CREATE OR REPLACE TEMP TABLE staged AS {table.typed(selects[0])}")
-        for select in selects[1:]:
-            connection.execute(f"INSERT INTO staged {table.typed(select)}")
-        try:
-            self._refuse_stray_rows(connection, table, keys)
-            return {
-                key: self._publish_partition(connection, table, key, provenance(key))
-                for key in keys
-            }
-        finally:
-            connection.execute("DROP TABLE IF EXISTS staged")
+        self.identify()
+        if isinstance(rows, str):
+            self._refuse_stray_rows(connection, table, rows, keys)
+        return {
+            key: self._publish_partition(connection, table, rows, key, provenance(key))
+            for key in keys
+        }
 
     def _publish_partition(
         self,
         connection: "DuckDBPyConnection",
         table: Table,
+        rows: "str | Mapping[str, str]",
         key: str | None,
         provenance: Mapping[str, str],
     ) -> Partition:
         target = self.path(table, key)
-        where = "true" if key is None else f"{table.partitioned_by} = DATE '{key}'"
-        rows_of_key = f"SELECT * FROM staged WHERE {where} ORDER BY {', '.join(table.key)}"
+        own = table.typed(rows if isinstance(rows, str) else rows[str(key)])
+        if isinstance(rows, str) and key is not None:
+            own = f"SELECT * FROM ({own}) WHERE {table.partitioned_by} = DATE '{key}'"
         with staged(self.home) as path:
-            connection.execute(copy_to(path, rows_of_key, provenance))
-            rows = row_count(path)
+            connection.execute(copy_to(path, f"{own} ORDER BY {', '.join(table.key)}", provenance))
+            count = row_count(path)
             if not self._is_cut_otherwise(table, key, provenance):
-                self._refuse_shrinking(table, key, target, rows)
+                self._refuse_shrinking(table, key, target, count)
             target.parent.mkdir(parents=True, exist_ok=True)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             path.replace(target)
-        return Partition(target, rows, target.stat().st_size)
+        return Partition(target, count, target.stat().st_size)
 
     def _refuse_stray_rows(
-        self, connection: "DuckDBPyConnection", table: Table, keys: Sequence[str | None]
+        self,
+        connection: "DuckDBPyConnection",
+        table: Table,
+        rows: str,
+        keys: Sequence[str | None],
     ) -> None:
         if table.partitioned_by is None:
             return
         dates = ", ".join(f"DATE '{key}'" for key in keys)
         stray = connection.execute(
-            f"SELECT {table.partitioned_by}, count(*) FROM staged "
+            f"SELECT {table.partitioned_by}, count(*) FROM ({table.typed(rows)}) "
             f"WHERE ({table.partitioned_by} IN ({dates})) IS NOT true GROUP BY ALL LIMIT 1"
         ).fetchone()
         if stray:

@@ -26,18 +26,17 @@ def training_table(groups: Groups) -> Table:
 
 
 def training_query(groups: Groups, relations: Mapping[str, str]) -> str:
-    """The population of `churn_labels` with every feature group and label set joined on.
+    """The population of `churn_labels` at a cutoff with every feature and label joined on.
 
     Args:
         groups: The feature groups.
-        relations: A SQL relation for each feature group and label set, by name.
+        relations: A relation of the cutoff's rows for each feature group and label set.
     """
     joined = [*(group.table for group in groups), *LABEL_SETS]
     columns = [f"{table.name}.{column.name}" for table in joined for column in table.columns[2:]]
     joins = [
         f"LEFT JOIN {relations[table.name]} AS {table.name} "
-        f"ON {table.name}.customer_id = population.customer_id "
-        f"AND {table.name}.cutoff = population.cutoff"
+        f"ON {table.name}.customer_id = population.customer_id"
         for table in joined
     ]
     return (
@@ -62,7 +61,10 @@ def assets(groups: Groups, calendar: Calendar) -> list[dg.AssetsDefinition]:
         tags={"layer": "training"},
         metadata={"dagster/column_schema": training_table(groups).as_dagster()},
     )
-    def training_dataset(**tables: Scan) -> Query:
-        return Query([training_query(groups, {name: scan.sql for name, scan in tables.items()})])
+    def training_dataset(context: dg.AssetExecutionContext, **tables: Scan) -> Query:
+        def at(key: str) -> str:
+            return training_query(groups, {name: scan.of(key).sql for name, scan in tables.items()})
+
+        return Query({key: at(key) for key in context.partition_keys})
 
     return [training_dataset]

@@ -1,18 +1,22 @@
 """Labels: what each customer of the population did in `[C, C + horizon)`.
 
 Grain: one row per customer with an event in `[C - lookback, C)` and labelled cutoff `C`. A
-partition exists only once its labels are mature. Nothing that is used as a feature may read this.
+partition exists only once its labels are mature, and says what was known at that moment: what
+becomes known later changes no label, and is counted by `realised_performance`. Nothing that is used
+as a feature may read this.
 """
 
 import datetime as dt
-from collections.abc import Sequence
+import math
+from fractions import Fraction
 
 import dagster as dg
 
-from churn_assets.cutoffs import DAY_US, Calendar, parse_key
-from churn_assets.features.group import cutoff_rows, population
+from churn_assets.cutoffs import Calendar, day_number, parse_key
+from churn_assets.features.queries import population
+from churn_assets.history.known import known_before, placed
 from churn_assets.history.rollups import DAILY_ACTIVITY, DAILY_ORDERS
-from churn_assets.stores.offline import Query, Scan, buckets
+from churn_assets.stores.offline import Query, Scan
 from churn_assets.stores.tables import Column, cutoff_table, sql_version
 
 CHURN_LABELS = cutoff_table(
@@ -28,32 +32,36 @@ CHURN_LABELS = cutoff_table(
 
 
 def churn_labels_query(
-    cutoffs: Sequence[dt.date],
+    cutoff: dt.date,
+    matures_on: dt.date,
     lookback_days: int,
     horizon_days: int,
     daily_activity: str,
     daily_orders: str,
 ) -> str:
-    """Labels of all the given cutoffs. Relations are rollups before and from the cutoffs on."""
+    """Labels of a cutoff. Relations are rollups before and from the cutoff on."""
     return f"""
-        WITH {cutoff_rows(cutoffs)},
-        population AS ({population(daily_activity, lookback_days)}),
+        WITH population AS ({population(daily_activity, cutoff, lookback_days)}),
         future AS (
-            SELECT customer_id, cutoff_day,
-                sum(purchase_orders) AS orders,
-                sum(purchase_amount) AS revenue
+            SELECT customer_id, sum(purchase_orders) AS orders, sum(purchase_amount) AS revenue
             FROM {daily_orders} AS orders
-            JOIN cutoffs ON day >= cutoff_day AND day < cutoff_day + {horizon_days}
-            GROUP BY customer_id, cutoff_day
+            WHERE {in_horizon(cutoff, matures_on, horizon_days)}
+            GROUP BY customer_id
         )
-        SELECT population.customer_id, population.cutoff,
+        SELECT population.customer_id, DATE '{cutoff}' AS cutoff,
             CASE WHEN coalesce(orders, 0) > 0 THEN 0 ELSE 1 END AS churned,
             CASE WHEN coalesce(orders, 0) > 0 THEN 1 ELSE 0 END AS purchased,
             coalesce(revenue, 0) AS future_revenue
         FROM population
         LEFT JOIN future ON future.customer_id = population.customer_id
-            AND future.cutoff_day = population.cutoff_day
     """
+
+
+def in_horizon(cutoff: dt.date, matures_on: dt.date, horizon_days: int) -> str:
+    """The predicate of what happened in `[cutoff, cutoff + horizon)` and was known at maturity."""
+    day = day_number(cutoff)
+    known = known_before(day_number(matures_on))
+    return f"day >= {day} AND day < {day} + {horizon_days} AND {known}"
 
 
 SATISFACTION_CHURN_LABELS = cutoff_table(
@@ -65,54 +73,66 @@ SATISFACTION_CHURN_LABELS = cutoff_table(
     ],
 )
 
+# Any days serve to make a code version; they must only be the same at every load.
+ANY_DAY = dt.date(2000, 1, 1)
+
 # Probability of churn by satisfaction score, as published with the survey-based alternative.
 CHURN_PROBABILITY = {1: 0.8, 2: 0.6, 3: 0.35, 4: 0.15, 5: 0.05}
 
 
 def satisfaction_churn_labels_query(
-    cutoffs: Sequence[dt.date],
+    cutoff: dt.date,
+    matures_on: dt.date,
     lookback_days: int,
     horizon_days: int,
     seed: int,
     daily_activity: str,
     raw_satisfaction: str,
 ) -> str:
-    """Survey-based labels of all the given cutoffs, NULL for customers without a survey.
+    """Survey-based labels of a cutoff, NULL for customers without a survey.
 
     The draw is uniform from the first 52 bits of md5 of `seed|customer_id|cutoff`, so it is the
-    same in every run and for every engine.
+    same in every run and for every engine. Digests are compared as text, in which hex digits of
+    equal length have the order of the numbers.
     """
     probability = " ".join(f"WHEN {score} THEN {p}" for score, p in CHURN_PROBABILITY.items())
-    draw = (
-        f"CAST('0x' || md5({seed} || '|' || customer_id || '|' || CAST(cutoff AS VARCHAR))[:13] "
-        "AS BIGINT) / 4503599627370496.0"
+    limit = " ".join(
+        f"WHEN {score} THEN '{_hex_limit(p)}'" for score, p in CHURN_PROBABILITY.items()
     )
+    draw = f"substr(md5(concat('{seed}|', customer_id, '|{cutoff}')), 1, 13)"
+    surveys = placed(raw_satisfaction, "surveyed_at")
     return f"""
-        WITH {cutoff_rows(cutoffs)},
-        population AS ({population(daily_activity, lookback_days)}),
+        WITH population AS ({population(daily_activity, cutoff, lookback_days)}),
         surveys AS (
-            SELECT customer_id, cutoff_day, max_by(satisfaction_score, surveyed_at) AS score
-            FROM (SELECT *, epoch_us(surveyed_at) // {DAY_US} AS day FROM {raw_satisfaction})
-            JOIN cutoffs ON day >= cutoff_day AND day < cutoff_day + {horizon_days}
-            GROUP BY customer_id, cutoff_day
+            SELECT customer_id, max_by(satisfaction_score, surveyed_at) AS score
+            FROM {surveys} AS surveys
+            WHERE {in_horizon(cutoff, matures_on, horizon_days)}
+            GROUP BY customer_id
         ),
         scored AS (
-            SELECT population.customer_id, cutoff, score,
-                CAST(CASE score {probability} END AS DOUBLE) AS p
+            SELECT population.customer_id, score,
+                CAST(CASE score {probability} END AS DOUBLE) AS p,
+                CASE score {limit} END AS drawn_below
             FROM population LEFT JOIN surveys ON surveys.customer_id = population.customer_id
-                AND surveys.cutoff_day = population.cutoff_day
         )
-        SELECT customer_id, cutoff, score AS satisfaction_score,
+        SELECT customer_id, DATE '{cutoff}' AS cutoff, score AS satisfaction_score,
             p AS satisfaction_churn_probability,
-            CASE WHEN {draw} < p THEN 1 WHEN p IS NOT NULL THEN 0 END AS satisfaction_churned
+            CASE WHEN {draw} < drawn_below THEN 1 WHEN p IS NOT NULL THEN 0 END
+                AS satisfaction_churned
         FROM scored
     """
+
+
+def _hex_limit(probability: float) -> str:
+    """The least 13 hex digits that are not below a probability as a share of 2^52."""
+    return f"{math.ceil(Fraction(probability) * 2**52):013x}"
 
 
 def assets(calendar: Calendar, seed: int) -> list[dg.AssetsDefinition]:
     """The label sets."""
     code = churn_labels_query(
-        [dt.date(2000, 1, 1)],
+        ANY_DAY,
+        ANY_DAY,
         calendar.lookback_days,
         calendar.horizon_days,
         DAILY_ACTIVITY.name,
@@ -139,23 +159,22 @@ def assets(calendar: Calendar, seed: int) -> list[dg.AssetsDefinition]:
     def churn_labels(
         context: dg.AssetExecutionContext, daily_activity: Scan, daily_orders: Scan
     ) -> Query:
-        cutoffs = [parse_key(key) for key in context.partition_keys]
-        bucketed = buckets(daily_activity, daily_orders)
-        return Query(
-            [
-                churn_labels_query(
-                    cutoffs,
-                    calendar.lookback_days,
-                    calendar.horizon_days,
-                    daily_activity.bucket(b, len(bucketed)),
-                    daily_orders.bucket(b, len(bucketed)),
-                )
-                for b in bucketed
-            ]
-        )
+        def labels(cutoff: dt.date) -> str:
+            horizon = _horizon(calendar, cutoff)
+            return churn_labels_query(
+                cutoff,
+                calendar.labels_known_before(cutoff),
+                calendar.lookback_days,
+                calendar.horizon_days,
+                daily_activity.before(cutoff, calendar.lookback_days).sql,
+                daily_orders.within(*horizon).sql,
+            )
+
+        return Query({key: labels(parse_key(key)) for key in context.partition_keys})
 
     satisfaction_code = satisfaction_churn_labels_query(
-        [dt.date(2000, 1, 1)],
+        ANY_DAY,
+        ANY_DAY,
         calendar.lookback_days,
         calendar.horizon_days,
         seed,
@@ -186,17 +205,23 @@ def assets(calendar: Calendar, seed: int) -> list[dg.AssetsDefinition]:
     def satisfaction_churn_labels(
         context: dg.AssetExecutionContext, daily_activity: Scan, raw_satisfaction: Scan
     ) -> Query:
-        return Query(
-            [
-                satisfaction_churn_labels_query(
-                    [parse_key(key) for key in context.partition_keys],
-                    calendar.lookback_days,
-                    calendar.horizon_days,
-                    seed,
-                    daily_activity.sql,
-                    raw_satisfaction.sql,
-                )
-            ]
-        )
+        def labels(cutoff: dt.date) -> str:
+            horizon = _horizon(calendar, cutoff)
+            return satisfaction_churn_labels_query(
+                cutoff,
+                calendar.labels_known_before(cutoff),
+                calendar.lookback_days,
+                calendar.horizon_days,
+                seed,
+                daily_activity.before(cutoff, calendar.lookback_days).sql,
+                raw_satisfaction.within(*horizon).sql,
+            )
+
+        return Query({key: labels(parse_key(key)) for key in context.partition_keys})
 
     return [churn_labels, satisfaction_churn_labels]
+
+
+def _horizon(calendar: Calendar, cutoff: dt.date) -> tuple[str, str]:
+    """The days `[cutoff, cutoff + horizon)`."""
+    return cutoff.isoformat(), (cutoff + dt.timedelta(days=calendar.horizon_days)).isoformat()

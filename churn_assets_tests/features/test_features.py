@@ -20,17 +20,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from churn_assets.features.group import group_query
+from churn_assets.cutoffs import day_number
 from churn_assets.features.profile import PROFILE
+from churn_assets.features.queries import feature_query
+from churn_assets.history.known import in_window
 from churn_assets.history.rollups import ROLLUPS
 from churn_assets.settings import Settings
 from churn_assets.training_data.labels import churn_labels_query
 from churn_assets_tests import brute_force
 from churn_assets_tests.brute_force import DAY, TYPES, Event, instant
-from churn_assets_tests.conftest import GROUPS
+from churn_assets_tests.conftest import GROUPS, query, utc_connection
 
 CUTOFFS = [dt.date(2024, 3, 1), dt.date(2024, 4, 1), dt.date(2024, 5, 1)]
 HORIZON = 28
+# What counts for the labels of a cutoff was known before the next.
+MATURE = dict(zip(CUTOFFS, [*CUTOFFS[1:], dt.date(2024, 6, 1)], strict=True))
 # Profiles and reviews come from no events: see test_profile and test_reviews.
 REVIEW = next(group for group in GROUPS if group.name == "customer_review_features")
 EVENT_GROUPS = [group for group in GROUPS if group not in (PROFILE, REVIEW)]
@@ -47,32 +51,34 @@ ARROW_EVENTS = pa.schema(
         ("channel", pa.string()),
         ("quantity", pa.int64()),
         ("amount", pa.decimal128(18, 4)),
+        ("known_at", pa.timestamp("us", tz="UTC")),
+        ("withdrawn_at", pa.timestamp("us", tz="UTC")),
     ]
 )
 
 
 @pytest.fixture(scope="module")
 def connection() -> Iterable[duckdb.DuckDBPyConnection]:
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
+    with utc_connection() as connection:
         yield connection
 
 
 def roll_up(connection: duckdb.DuckDBPyConnection, events: Sequence[Event]) -> None:
     """Make the three rollups of the events as temporary tables."""
-    columns = zip(*(astuple(event) for event in events), strict=True) if events else [[]] * 9
+    columns = zip(*(astuple(event) for event in events), strict=True) if events else [[]] * 11
     arrays = [
         pa.array(list(column), field.type)
         for column, field in zip(columns, ARROW_EVENTS, strict=True)
     ]
     connection.register("event_rows", pa.Table.from_arrays(arrays, schema=ARROW_EVENTS))
     connection.execute(
-        "CREATE OR REPLACE TEMP TABLE events AS SELECT *, "
+        "CREATE OR REPLACE TEMP TABLE events AS "
+        "SELECT * REPLACE (coalesce(known_at, event_timestamp) AS known_at), "
         "CAST(date_trunc('month', event_timestamp) AS DATE) AS slice FROM event_rows"
     )
-    for table, query, _ in ROLLUPS:
+    for table, rollup, _ in ROLLUPS:
         connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE {table.name} AS {table.typed(query('events'))}"
+            f"CREATE OR REPLACE TEMP TABLE {table.name} AS {table.typed(rollup('events'))}"
         )
 
 
@@ -84,12 +90,11 @@ def compute(
     """Every feature by (customer, cutoff), from the real queries."""
     roll_up(connection, events)
     rows: dict[tuple[str, dt.date], dict[str, Any]] = {}
-    relations = {table.name: table.name for table, _, _ in ROLLUPS}
-    for group in EVENT_GROUPS:
-        result = connection.sql(group_query(group, cutoffs, 90, relations))
+    for at in cutoffs:
+        result = connection.sql(feature_query(EVENT_GROUPS, at, 90, lambda rollup, _: rollup))
+        names = result.columns[2:]
         for customer_id, cutoff, *values in result.fetchall():
-            names = result.columns[2:]
-            rows.setdefault((customer_id, cutoff), {}).update(zip(names, values, strict=True))
+            rows[customer_id, cutoff] = dict(zip(names, values, strict=True))
     return rows
 
 
@@ -153,6 +158,20 @@ EVENTS = st.lists(
 )
 
 
+@st.composite
+def two_times(draw: st.DrawFn) -> list[Event]:
+    """Events that became known when they happened or later, and some that were withdrawn."""
+    late = st.none() | INSTANTS
+    return [
+        replace(
+            event,
+            known_at=max(event.at, draw(late) or event.at),
+            withdrawn_at=draw(late),
+        )
+        for event in draw(EVENTS)
+    ]
+
+
 def random_events(customers: int, seed: int) -> list[Event]:
     """A plausible history for many customers: thousands of examples in one query."""
     rng = random.Random(seed)
@@ -178,6 +197,23 @@ def random_events(customers: int, seed: int) -> list[Event]:
     return events
 
 
+def come_late(events: Sequence[Event], seed: int) -> list[Event]:
+    """A third of the events becomes known later than it happened, a sixth is withdrawn."""
+    rng = random.Random(seed)
+
+    def later(than: dt.datetime) -> dt.datetime:
+        boundary = rng.choice(BOUNDARIES) - rng.choice([0, 1]) * MICROSECOND
+        any_time = than + dt.timedelta(seconds=rng.randrange(70 * 86_400))
+        return max(than, rng.choice([any_time, boundary]))
+
+    changed = list[Event]()
+    for event in events:
+        known_at = later(event.at) if rng.random() < 1 / 3 else None
+        withdrawn_at = later(known_at or event.at) if rng.random() < 1 / 6 else None
+        changed.append(replace(event, known_at=known_at, withdrawn_at=withdrawn_at))
+    return changed
+
+
 @settings(max_examples=60, deadline=None)
 @given(events=EVENTS)
 def test_features_equal_brute_force(
@@ -191,6 +227,48 @@ def test_features_of_many_customers_equal_brute_force(
 ) -> None:
     events = random_events(2_000, seed=1)
     assert_same(compute(connection, events), expected(events))
+
+
+@settings(max_examples=60, deadline=None)
+@given(events=two_times())
+def test_features_and_labels_of_what_was_known_equal_brute_force(
+    connection: duckdb.DuckDBPyConnection, events: list[Event]
+) -> None:
+    assert_same(compute(connection, events), expected(events))
+    assert labels(connection, events) == expected_labels(events)
+
+
+def test_many_histories_with_both_times_equal_brute_force(
+    connection: duckdb.DuckDBPyConnection,
+) -> None:
+    events = come_late(random_events(2_000, seed=5), seed=6)
+    assert_same(compute(connection, events), expected(events))
+    assert labels(connection, events) == expected_labels(events)
+
+
+@pytest.mark.parametrize("cutoff", CUTOFFS)
+def test_what_becomes_known_at_or_after_the_cutoff_changes_no_feature(
+    connection: duckdb.DuckDBPyConnection, cutoff: dt.date
+) -> None:
+    """Also not what happened long before it, nor what is withdrawn from then on."""
+    moment = instant(cutoff)
+    events = come_late(random_events(1_000, seed=7), seed=8)
+    before = [event for event in events if (event.known_at or event.at) < moment]
+    forgotten = [
+        replace(e, withdrawn_at=None) if e.withdrawn_at and e.withdrawn_at >= moment else e
+        for e in before
+    ]
+    assert compute(connection, events, [cutoff]) == compute(connection, forgotten, [cutoff])
+
+
+def test_a_cutoff_sees_one_version_of_a_key(connection: duckdb.DuckDBPyConnection) -> None:
+    roll_up(connection, come_late(random_events(500, seed=9), seed=10))
+    days = [day_number(cutoff) + offset for cutoff in CUTOFFS for offset in range(-3, 4)]
+    for table, _, _ in ROLLUPS:
+        key = ", ".join(name for name in table.key if name != "known_day")
+        for day in days:
+            seen = f"FROM {table.name} WHERE {in_window(math.inf, day)}"
+            assert query(f"SELECT {key} {seen} GROUP BY ALL HAVING count(*) > 1", connection) == []
 
 
 @settings(max_examples=60, deadline=None)
@@ -276,12 +354,23 @@ def labels(
     connection: duckdb.DuckDBPyConnection, events: Sequence[Event]
 ) -> dict[tuple[str, dt.date], dict[str, Any]]:
     roll_up(connection, events)
-    query = churn_labels_query(CUTOFFS, 90, HORIZON, "daily_activity", "daily_orders")
-    result = connection.sql(query)
-    names = result.columns[2:]
+    found: dict[tuple[str, dt.date], dict[str, Any]] = {}
+    for at, mature in MATURE.items():
+        result = connection.sql(
+            churn_labels_query(at, mature, 90, HORIZON, "daily_activity", "daily_orders")
+        )
+        names = result.columns[2:]
+        for customer_id, cutoff, *values in result.fetchall():
+            found[customer_id, cutoff] = dict(zip(names, values, strict=True))
+    return found
+
+
+def expected_labels(events: Sequence[Event]) -> dict[tuple[str, dt.date], dict[str, Any]]:
     return {
-        (customer_id, cutoff): dict(zip(names, values, strict=True))
-        for customer_id, cutoff, *values in result.fetchall()
+        (customer_id, cutoff): values
+        for customer_id, history in by_customer(events).items()
+        for cutoff, mature in MATURE.items()
+        if (values := brute_force.labels(history, cutoff, mature, HORIZON)) is not None
     }
 
 
@@ -290,13 +379,7 @@ def labels(
 def test_labels_equal_brute_force(
     connection: duckdb.DuckDBPyConnection, events: list[Event]
 ) -> None:
-    wanted = {
-        (customer_id, cutoff): values
-        for customer_id, history in by_customer(events).items()
-        for cutoff in CUTOFFS
-        if (values := brute_force.labels(history, cutoff, HORIZON)) is not None
-    }
-    assert labels(connection, events) == wanted
+    assert labels(connection, events) == expected_labels(events)
 
 
 def test_results_do_not_depend_on_threads(connection: duckdb.DuckDBPyConnection) -> None:
@@ -325,18 +408,19 @@ KEYWORDS = {
     *("as", "bigint", "double", "filter", "where", "and", "case", "when", "then", "else", "end"),
     *("distinct", "or", "not"),
 }
+PLACEHOLDERS = re.compile(r"\{(window|cutoff_day|cutoff_ymd)\}")
 
 
 @pytest.mark.parametrize("group", EVENT_GROUPS, ids=lambda group: group.name)
 def test_feature_expressions_keep_to_the_portable_subset(group) -> None:  # type: ignore[no-untyped-def]
     tables = {table.name: set(table.column_names) for table, _, _ in ROLLUPS}
     for feature in group.features:
-        sql = feature.sql.lower().replace("{window}", "day").replace("{lookback}", "day")
+        sql = PLACEHOLDERS.sub("day", feature.sql.lower())
         functions = set(re.findall(r"([a-z_]+)\s*\(", sql)) - KEYWORDS
         assert functions <= FUNCTIONS, feature.name
         columns = tables.get(feature.source, {"gap", *tables["daily_orders"]})
         words = set(re.findall(r"(?<![\w.])[a-z_]\w*", sql)) - FUNCTIONS - KEYWORDS
-        assert words <= columns | {"cutoff_day"}, feature.name
+        assert words <= columns, feature.name
 
 
 def test_feature_names_are_unique_and_described() -> None:

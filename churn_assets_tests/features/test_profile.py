@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from churn_assets.cutoffs import day_number
-from churn_assets.features.group import group_query
 from churn_assets.features.profile import PROFILE
+from churn_assets.features.queries import feature_query
 from churn_assets.history.rollups import DAILY_ACTIVITY
 from churn_assets.sources.tables import CUSTOMERS, SATISFACTION
 from churn_assets.training_data.labels import CHURN_PROBABILITY, satisfaction_churn_labels_query
 from churn_assets_tests.conftest import utc_connection
 
 CUTOFF = dt.date(2025, 3, 1)
+MATURE = dt.date(2025, 4, 1)
 MIDNIGHT = dt.datetime(2025, 3, 1, tzinfo=dt.UTC)
 DAY, MICROSECOND = dt.timedelta(days=1), dt.timedelta(microseconds=1)
 Version = dict[str, Any]
@@ -32,8 +33,9 @@ def connection() -> duckdb.DuckDBPyConnection:
     connection.execute(f"CREATE TEMP TABLE raw_satisfaction AS {SATISFACTION.table.empty()}")
     connection.execute(f"CREATE TEMP TABLE daily_activity AS {DAILY_ACTIVITY.empty()}")
     connection.execute(
-        "INSERT INTO daily_activity (customer_id, day) "
-        f"SELECT c, {day_number(CUTOFF) - 1} FROM (VALUES ('a'), ('b')) AS customers(c)"
+        "INSERT INTO daily_activity (customer_id, day, known_day) "
+        f"SELECT c, {day_number(CUTOFF) - 1}, {day_number(CUTOFF) - 1} "
+        "FROM (VALUES ('a'), ('b')) AS customers(c)"
     )
     return connection
 
@@ -42,17 +44,12 @@ def profile(connection: duckdb.DuckDBPyConnection, versions: list[Version]) -> d
     """The profile features of customer a."""
     connection.execute("DELETE FROM raw_customers")
     for version in versions:
-        row = {"customer_id": "a", **version}
+        row = {"customer_id": "a", "known_at": version["updated_at"], **version}
         marks = ", ".join("?" for _ in row)
         connection.execute(
             f"INSERT INTO raw_customers ({', '.join(row)}) VALUES ({marks})", list(row.values())
         )
-    query = group_query(
-        PROFILE,
-        [CUTOFF],
-        90,
-        {"daily_activity": "daily_activity", "raw_customers": "raw_customers"},
-    )
+    query = feature_query([PROFILE], CUTOFF, 90, lambda rollup, _: rollup)
     result = connection.sql(query)
     rows = [dict(zip(result.columns, row, strict=True)) for row in result.fetchall()]
     assert {row["customer_id"] for row in rows} == {"a", "b"}
@@ -166,11 +163,11 @@ def surveys(
     connection.execute("DELETE FROM raw_satisfaction")
     for answer in answers:
         connection.execute(
-            "INSERT INTO raw_satisfaction (customer_id, surveyed_at, satisfaction_score) "
-            "VALUES (?, ?, ?)",
-            list(answer),
+            "INSERT INTO raw_satisfaction (customer_id, surveyed_at, satisfaction_score, known_at) "
+            "VALUES (?, ?, ?, ?)",
+            [*answer, answer[1]],
         )
     query = satisfaction_churn_labels_query(
-        [CUTOFF], 90, 28, 7, "daily_activity", "raw_satisfaction"
+        CUTOFF, MATURE, 90, 28, 7, "daily_activity", "raw_satisfaction"
     )
     return {row[0]: tuple(row[2:]) for row in connection.sql(query).fetchall()}

@@ -801,7 +801,7 @@ def test_pending_rows_are_counted_in_the_newest_slice(tmp_path: Path) -> None:
     result = dg.materialize(
         assets,
         tags={RANGE_START: KEYS[0], RANGE_END: KEYS[1]},
-        resources={"io_manager": OfflineIOManager(known, dict)},
+        resources={"io_manager": OfflineIOManager(known)},
     )
     events = {
         e.partition: e.materialization.metadata

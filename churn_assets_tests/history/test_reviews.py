@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from churn_assets.cutoffs import day_number
 from churn_assets.definitions import build_definitions
-from churn_assets.features.group import group_query
+from churn_assets.features.queries import feature_query
 from churn_assets.features.review import review_group
 from churn_assets.history import sentiment, topics
 from churn_assets.history.rollups import DAILY_ACTIVITY
@@ -215,7 +215,7 @@ def test_only_job_topics_fits_anew_and_what_depends_on_it_is_stale(shop: Setting
 def test_the_page_of_a_cutoff_shows_sentiment_topics_and_a_sample(shop: Settings) -> None:
     materialize(shop, "ingest", "2025-01-01", "2025-06-01")
     result = materialize(shop, "features", "2025-05-01", "2025-05-01")
-    [event] = result.asset_materializations_for_node("customer_review_features")
+    [event] = result.asset_materializations_for_node("lifetime_features")
     assert event.metadata["customers_with_reviews"].value == 7
     assert "data:image/png" in str(event.metadata["sentiment"].value)
     assert "| 9 |" in str(event.metadata["topics"].value)
@@ -266,8 +266,9 @@ def connection() -> duckdb.DuckDBPyConnection:
     connection.execute(f"CREATE TEMP TABLE scored_reviews AS {SCORED.empty()}")
     connection.execute(f"CREATE TEMP TABLE daily_activity AS {DAILY_ACTIVITY.empty()}")
     connection.execute(
-        "INSERT INTO daily_activity (customer_id, day) "
-        f"SELECT c, {day_number(CUTOFF) - 1} FROM (VALUES ('a'), ('b')) AS customers(c)"
+        "INSERT INTO daily_activity (customer_id, day, known_day) "
+        f"SELECT c, {day_number(CUTOFF) - 1}, {day_number(CUTOFF) - 1} "
+        "FROM (VALUES ('a'), ('b')) AS customers(c)"
     )
     return connection
 
@@ -281,12 +282,13 @@ def test_features_are_those_of_the_reviews_before_the_cutoff(
     for number, review in enumerate(drawn):
         row = {"review_id": str(number), **review}
         row["review_timestamp"] = MIDNIGHT + dt.timedelta(seconds=row.pop("seconds"))
+        row["known_at"] = row["review_timestamp"]
         connection.execute(
             f"INSERT INTO scored_reviews ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",
             list(row.values()),
         )
-    relations = {"scored_reviews": "scored_reviews", "daily_activity": "daily_activity"}
-    result = connection.sql(group_query(review_group("none"), [CUTOFF], 90, relations))
+    group = review_group("none")
+    result = connection.sql(feature_query([group], CUTOFF, 90, lambda rollup, _: rollup))
     found = {row[0]: dict(zip(result.columns, row, strict=True)) for row in result.fetchall()}
     assert found.keys() == {"a", "b"}
     for customer_id, row in found.items():

@@ -155,9 +155,7 @@ def shop(folder: Path, calendar: Calendar, cutoffs: list[dt.date]) -> OfflineSto
                 frame[label.name] = 1 - frame["churned"]
         with store.connect() as connection:
             connection.register("made_up", frame)
-            store.publish(
-                connection, TABLES[TRAINING_DATASET], ["FROM made_up"], [key], lambda _: {}
-            )
+            store.publish(connection, TABLES[TRAINING_DATASET], "FROM made_up", [key], lambda _: {})
     return store
 
 

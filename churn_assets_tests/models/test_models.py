@@ -125,7 +125,7 @@ def made_up_store(
             connection.register("made_up", frame)
             written = [group.table for group in GROUPS]
             for table in [*written, TABLES[TRAINING_DATASET]] if key in labeled else written:
-                store.publish(connection, table, ["FROM made_up"], [key], lambda _: {})
+                store.publish(connection, table, "FROM made_up", [key], lambda _: {})
     return store
 
 

@@ -176,7 +176,7 @@ def against_the_hold_out(folder: Path) -> OfflineStore:
         # Without a first purchase the baseline BG/NBD has nothing to fit, which takes long.
         changed = f"SELECT * REPLACE ({turned} AS churned, NULL AS tenure_days) FROM {scan.sql}"
         with store.connect() as connection:
-            store.publish(connection, TABLES[TRAINING_DATASET], [changed], [key], lambda _: {})
+            store.publish(connection, TABLES[TRAINING_DATASET], changed, [key], lambda _: {})
     return store
 
 
@@ -202,7 +202,7 @@ def test_the_choice_is_shown_and_owes_nothing_to_the_hold_out(tmp_path: Path):
             assets,
             partition_key="2025-09-01",
             instance=instance,
-            resources={"io_manager": OfflineIOManager(known, dict)},
+            resources={"io_manager": OfflineIOManager(known)},
         )
         records = instance.get_records_for_run(result.run_id).records
     [event] = result.asset_materializations_for_node(names[0])

@@ -295,7 +295,7 @@ def publish_predictions(store: OfflineStore, key: str, mean: float) -> None:
     )
     with store.connect() as connection:
         connection.register("made_up", frame)
-        store.publish(connection, CHURN_PREDICTIONS, ["FROM made_up"], [key], lambda _: {})
+        store.publish(connection, CHURN_PREDICTIONS, "FROM made_up", [key], lambda _: {})
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +335,7 @@ def running(store: OfflineStore) -> Iterator[Any]:
     defs = dg.Definitions(
         assets=[*own, *upstream],
         jobs=[dg.define_asset_job("drift", dg.AssetSelection.assets(DRIFT_REPORT.name))],
-        resources={"io_manager": OfflineIOManager(known, dict)},
+        resources={"io_manager": OfflineIOManager(known)},
         executor=dg.in_process_executor,
     )
     with dg.DagsterInstance.ephemeral() as instance:
@@ -442,7 +442,7 @@ def test_a_cutoff_without_customers_has_a_report(own_shop: OfflineStore):
     store = own_shop
     with store.connect() as connection:
         for table in (CHURN_PREDICTIONS, *(group.table for group in GROUPS)):
-            store.publish(connection, table, [table.empty()], [LAST], lambda _: {})
+            store.publish(connection, table, table.empty(), [LAST], lambda _: {})
     with running(store) as (run, _):
         result = run(LAST, LAST)
     [event] = result.asset_materializations_for_node(DRIFT_REPORT.name)

@@ -77,7 +77,7 @@ def run(
     defs = dg.Definitions(
         assets=[*own, *upstream],
         jobs=[dg.define_asset_job("models", dg.AssetSelection.assets(*keys))],
-        resources={"io_manager": OfflineIOManager(known, dict)},
+        resources={"io_manager": OfflineIOManager(known)},
         executor=dg.in_process_executor,
     )
     return defs.resolve_job_def("models").execute_in_process(

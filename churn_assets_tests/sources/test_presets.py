@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from churn_assets.cutoffs import Calendar, midnight
-from churn_assets.features.group import group_query
+from churn_assets.features.queries import feature_query
 from churn_assets.history import raw
 from churn_assets.history.quarantine import QUARANTINED_ROWS
 from churn_assets.history.rollups import ROLLUPS
@@ -47,13 +47,10 @@ def read(folder: Path, name: str) -> tuple[list[Row], list[Row], pd.DataFrame]:
             connection.execute(
                 f"CREATE TEMP TABLE {table.name} AS {table.typed(rollup('valid_rows'))}"
             )
-        relations = {table.name: table.name for table, _, _ in ROLLUPS}
-        features = pd.DataFrame()
-        for group in GROUPS:
-            if group.name in ("customer_profile_features", "customer_review_features"):
-                continue
-            rows = connection.sql(group_query(group, [CUTOFF], 90, relations)).df()
-            features = pd.concat([features, rows.set_index("customer_id")], axis=1)
+        own = ("customer_profile_features", "customer_review_features")
+        groups = [group for group in GROUPS if group.name not in own]
+        found = feature_query(groups, CUTOFF, 90, lambda rollup, _: rollup)
+        features = connection.sql(found).df().set_index("customer_id")
         events = query("FROM valid_rows ORDER BY event_timestamp, order_id, event_id", connection)
         rejected = query("FROM rejected_rows ORDER BY file, line", connection)
         return events, rejected, features

@@ -49,7 +49,7 @@ def numbers(rows: int, cutoffs: list[str], factor: int = 1) -> str:
 
 def publish(store: OfflineStore, select: str, keys: list[str]) -> None:
     with store.connect() as connection:
-        store.publish(connection, NUMBERS, [select], keys, lambda key: {"inputs": "x"})
+        store.publish(connection, NUMBERS, select, keys, lambda key: {"inputs": "x"})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
