@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from churn_assets.cutoffs import utc_now
 from churn_assets.definitions import build_definitions
 from churn_assets.features import feature_versions
-from churn_assets.models.artefacts import ModelStore
+from churn_assets.models.artefacts import FeatureMismatch, ModelStore, read_artefact
 from churn_assets.models.champion import find_champion
 from churn_assets.models.estimators import inputs
 from churn_assets.models.runs import CHAMPION, ModelRuns
@@ -59,20 +59,20 @@ def test_everything_that_was_made_is_there_and_can_be_read(old: Settings) -> Non
     assert len(stale["daily_activity"]) == len(stale["raw_events"]) + 6
 
 
-def test_its_rows_and_its_champion_are_served(old: Settings) -> None:
-    expected = {
-        row["customer_id"]: row["churn_probability"]
-        for row in stored(old, "churn_predictions")
-        if row["cutoff"] == END.date()
-    }
+def test_its_rows_are_served_and_its_champion_waits(old: Settings) -> None:
+    """Features count what was known at a cutoff now, which its models have not learned from."""
+    expected = [
+        r["customer_id"] for r in stored(old, "churn_predictions") if r["cutoff"] == END.date()
+    ]
     identify(old)  # as `churn serve` does
-    # Its models have learned from sensitive features, so only who may see them gets all of it.
-    key, entry = new_key("ann", ["predict", "sensitive"])
+    key, entry = new_key("ann", ["features", "predict", "sensitive"])
     with running(old, api_keys=SecretStr(entry)) as client:
-        for customer, probability in list(expected.items())[:5]:
+        for customer in expected[:5]:
+            status, answer = client.get(f"/features/{customer}", token=key)
+            assert (status, answer["cutoff"]) == (200, "2025-07-01")
             status, answer = client.post(f"/predict/{customer}", token=key)
-            assert (status, answer["source"], answer["cutoff"]) == (200, "redis", "2025-07-01")
-            assert answer["churn_probability"] == pytest.approx(probability, abs=1e-12)
+            assert status == 503
+            assert "churn backfill" in str(answer)
 
 
 def test_its_models_in_mlflow_still_predict(old: Settings) -> None:
@@ -82,7 +82,9 @@ def test_its_models_in_mlflow_still_predict(old: Settings) -> None:
     champion = find_champion(store, END.date())
     assert champion is not None
     manifest = store.manifest(champion.model, champion.model_cutoff)
-    own = store.load(manifest, feature_versions(GROUPS))
+    with pytest.raises(FeatureMismatch):
+        store.load(manifest, feature_versions(GROUPS))
+    own = read_artefact(store.artefact(manifest))
     assert runs.experiment_id, "the store is opened, which names what version 0.1 made"
     mlflow.set_tracking_uri(runs.tracking_uri)
     logged = mlflow.pyfunc.load_model(f"models:/{runs.name}@{CHAMPION}")

@@ -19,7 +19,8 @@ from churn_assets.features import Groups
 from churn_assets.features.group import FeatureGroup
 from churn_assets.features.queries import feature_query
 from churn_assets.stores.io_manager import shown
-from churn_assets.stores.offline import OfflineStore, Scan
+from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.partitions import Scan
 from churn_assets.stores.provenance import provenances
 from churn_assets.stores.tables import sql_version
 

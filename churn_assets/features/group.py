@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from churn_assets.cutoffs import DAY_US
 from churn_assets.history.rollups import DAILY_ACTIVITY
-from churn_assets.stores.offline import Scan
+from churn_assets.stores.partitions import Scan
 from churn_assets.stores.tables import Column, Table, cutoff_table, sql_version
 
 if TYPE_CHECKING:

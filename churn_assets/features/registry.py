@@ -12,7 +12,7 @@ import dagster as dg
 from churn_assets.cutoffs import Calendar
 from churn_assets.features import Groups
 from churn_assets.features.group import EVER, window_days
-from churn_assets.stores.offline import Query
+from churn_assets.stores.partitions import Query
 from churn_assets.stores.staging import write_text
 from churn_assets.stores.tables import Column, Table, sql_version
 

@@ -17,8 +17,8 @@ from churn_assets.features.group import (
 )
 from churn_assets.history.text_scores import TOPIC_COLUMNS, vector_columns
 from churn_assets.history.text_vectors import Vectors
-from churn_assets.stores.offline import Scan
 from churn_assets.stores.pages import markdown
+from churn_assets.stores.partitions import Scan
 from churn_assets.stores.tables import Column
 
 if TYPE_CHECKING:

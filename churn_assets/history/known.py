@@ -45,9 +45,13 @@ def day_of(instant: str) -> str:
 
 
 def placed(relation: str, timestamp: str) -> str:
-    """Raw rows with their days: `day` of a column of instants, `known_day` and `replaced_day`."""
+    """Raw rows with their days: `day` of a column of instants, `known_day` and `replaced_day`.
+
+    Rows of version 0.1 do not say when they became known: as they happened.
+    """
+    known_at = f"coalesce(known_at, {timestamp})"
     return (
-        f"(SELECT *, {day_of(timestamp)} AS day, {day_of('known_at')} AS known_day, "
+        f"(SELECT *, {day_of(timestamp)} AS day, {day_of(known_at)} AS known_day, "
         f"{day_of('withdrawn_at')} AS replaced_day FROM {relation} AS raw_rows)"
     )
 

@@ -27,8 +27,9 @@ from churn_assets.sources.synthetic import Synthetic
 from churn_assets.sources.tables import EVENTS, KNOWN_AT, RAW_TABLES, WITHDRAWN_AT, RawTable
 from churn_assets.stores.catalog import OPENS_AT_START, RAW
 from churn_assets.stores.erased import Erased
-from churn_assets.stores.offline import OfflineStore, Query
+from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.parquet import row_count
+from churn_assets.stores.partitions import Query
 from churn_assets.stores.provenance import provenances
 from churn_assets.stores.tables import Table
 

@@ -19,7 +19,7 @@ import dagster as dg
 from churn_assets.cutoffs import DAY_US, Calendar
 from churn_assets.history.known import DAY, KNOWN_DAY, REPLACED_DAY, placed, versions
 from churn_assets.sources.tables import EVENT_TYPES, EVENTS
-from churn_assets.stores.offline import Query, Scan
+from churn_assets.stores.partitions import Query, Scan
 from churn_assets.stores.tables import CUSTOMER_ID, SLICE, Column, Table, sql_version
 
 SUM = "DECIMAL(38, 4)"

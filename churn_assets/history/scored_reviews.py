@@ -25,7 +25,7 @@ from churn_assets.history.topic_model import (
     slices_of_topics,
 )
 from churn_assets.sources.tables import REVIEWS
-from churn_assets.stores.offline import Query, Scan
+from churn_assets.stores.partitions import Query, Scan
 from churn_assets.stores.tables import CUSTOMER_ID, SLICE, Column, Table, sql_version
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ def scored_reviews_query(reviews: str, vectors: Vectors) -> str:
     """The reviews with their scores, from `known_scores`; an unscored text has no length either."""
     scored = [column.name for column in score_columns(vectors)]
     table = scored_reviews_table(vectors)
-    kept = [name for name in table.column_names if name not in {"text_length", *scored}]
+    given = {"known_at": "coalesce(known_at, review_timestamp) AS known_at"}
+    made = {"text_length", *scored}
+    kept = [given.get(name, name) for name in table.column_names if name not in made]
     return f"""
         SELECT {", ".join(kept)},
             CASE WHEN sentiment_score IS NOT NULL THEN length(text) END AS text_length,

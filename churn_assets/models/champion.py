@@ -30,8 +30,9 @@ from churn_assets.models.training_plan import mature_at, needs_graded_fit, requi
 from churn_assets.models.training_rows import MOST_TRAINING_ROWS, TARGET, drawn, training_rows
 from churn_assets.stores.artefacts import PrunedArtefact, is_pruned
 from churn_assets.stores.catalog import READS_PREVIOUS, bounds_of, is_within
-from churn_assets.stores.offline import OfflineStore, Query
+from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.pages import markdown
+from churn_assets.stores.partitions import Query
 from churn_assets.stores.provenance import code_digest
 from churn_assets.stores.retries import connections_are_retried
 from churn_assets.stores.staging import write_text

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from churn_assets.cutoffs import Calendar, parse_key
 from churn_assets.models.estimators import Rows, inputs
 from churn_assets.models.training_plan import mature_at
-from churn_assets.stores.offline import OfflineStore, Scan
+from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.parquet import damage, row_count
+from churn_assets.stores.partitions import Scan
 from churn_assets.stores.tables import Column
 from churn_assets.training_data.dataset import LABEL_COLUMNS, TRAINING_DATASET
 

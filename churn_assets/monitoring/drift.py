@@ -7,15 +7,14 @@ rows say what the model makes of them:
 - `churn_probability`: the predictions of `C` against those of the previous scored cutoff, which may
   be another model's. What a model says of its own training rows is no measure: it has seen their
   labels.
-- `churned`: as many churners as the predictions of `C` add up to, against the base rate, which is
-  the churn rate of the training rows.
+- `churned`: as many churners as the predictions of `C` add up to, against the training rows' rate.
 
 PSI is `sum((q - p) * ln(q / p))` over the shares p of the reference and q of the current rows
 (Siddiqi 2006, Credit Risk Scorecards). The groups are the deciles of the reference, a value being
-in that of its percentile rank with ties in the middle; a category is a group of its own, and so are
-the NULLs. One row is added to each group on both sides (Laplace), so that PSI is finite. Without
-any drift it is about `(groups - 1) * (1 / n + 1 / m)` for n and m rows (Yurdakul 2018, Statistical
-Properties of Population Stability Index): 0.005 for 2,000 customers, but 0.2 for fifty.
+in that of its percentile rank with ties in the middle; a category is a group, and so are NULLs. One
+row is added to each group on both sides (Laplace), so that PSI is finite. Without drift it is about
+`(groups - 1) * (1 / n + 1 / m)` for n and m rows (Yurdakul 2018, Statistical Properties of
+Population Stability Index): 0.005 for 2,000 customers, but 0.2 for fifty.
 
 KS is the two-sample Kolmogorov-Smirnov statistic over the values that are not NULL, the greatest
 distance between the two distribution functions, and undefined for categories.
@@ -39,8 +38,9 @@ from churn_assets.models.training_rows import TARGET, drawn
 from churn_assets.monitoring.drift_picture import HISTOGRAMS, drift_figure, worst
 from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS, population_query
 from churn_assets.stores.figures import png
-from churn_assets.stores.offline import OfflineStore, Query, Scan
+from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.pages import markdown, markdown_image
+from churn_assets.stores.partitions import Query, Scan
 from churn_assets.stores.tables import CUTOFF, Column, Table, sql_version
 from churn_assets.training_data.dataset import TRAINING_DATASET
 

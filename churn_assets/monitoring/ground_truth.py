@@ -16,7 +16,8 @@ import dagster as dg
 from churn_assets.cutoffs import DAY_US, Calendar, day_number, parse_key
 from churn_assets.history.known import in_window
 from churn_assets.sources.synthetic import Synthetic
-from churn_assets.stores.offline import OfflineStore, Query
+from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.partitions import Query
 from churn_assets.stores.provenance import code_digest
 from churn_assets.stores.tables import Column, cutoff_table, sql_version
 

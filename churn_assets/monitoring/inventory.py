@@ -27,8 +27,9 @@ from churn_assets.online.server import ServerError
 from churn_assets.online.sync import ONLINE_FEATURES
 from churn_assets.stores.artefacts import ArtefactStore
 from churn_assets.stores.catalog import ON_DEMAND, WHOLE, Catalog
-from churn_assets.stores.offline import OfflineStore, Query
+from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.pages import markdown
+from churn_assets.stores.partitions import Query
 from churn_assets.stores.tables import Column, Table
 from churn_assets.stores.verdicts import current_verdict, read_verdict
 

@@ -22,7 +22,8 @@ from churn_assets.models.grades import grade
 from churn_assets.models.metrics import Economics, assess, intervals
 from churn_assets.monitoring.ground_truth import SYNTHETIC_TRUTH
 from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
-from churn_assets.stores.offline import OfflineStore, Query
+from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.partitions import Query
 from churn_assets.stores.provenance import code_digest
 from churn_assets.stores.tables import CUTOFF, Column, Table, sql_version
 from churn_assets.training_data.dataset import TRAINING_DATASET

@@ -18,7 +18,8 @@ from churn_assets.online.store import OnlineStore, read_version
 from churn_assets.online.versions import Namespace
 from churn_assets.settings import without_secrets
 from churn_assets.stores.identity import Identity
-from churn_assets.stores.offline import OfflineStore, Query
+from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.partitions import Query
 from churn_assets.stores.retries import connections_are_retried
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from churn_assets.cutoffs import Calendar
 from churn_assets.features import Groups, feature_columns
 from churn_assets.online import rows
 from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
-from churn_assets.stores.offline import OfflineStore, Query, Scan
+from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.partitions import Query, Scan
 from churn_assets.stores.provenance import code_digest, provenances
 from churn_assets.stores.tables import Table, cutoff_table, sql_version
 

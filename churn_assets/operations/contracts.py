@@ -15,7 +15,7 @@ from churn_assets.features.queries import population
 from churn_assets.history.quarantine import QUARANTINED_ROWS
 from churn_assets.history.rollups import DAILY_ACTIVITY
 from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
-from churn_assets.sources.tables import RAW_TABLES, RawTable
+from churn_assets.sources.tables import KNOWN_AT, RAW_TABLES, WITHDRAWN_AT, RawTable
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.sql import quoted
 from churn_assets.stores.tables import Column, Table
@@ -50,7 +50,8 @@ class Subject:
         files = ", ".join(f"'{quoted(self.store.path(self.table, key))}'" for key in self.keys)
         return (
             f"(SELECT * EXCLUDE (_path), regexp_extract(_path, '=([0-9-]+)/[^/]*$', 1) AS part "
-            f"FROM read_parquet([{files}], hive_partitioning = false, filename = '_path'))"
+            f"FROM ({self.table.empty()} UNION ALL BY NAME FROM "
+            f"read_parquet([{files}], hive_partitioning = false, filename = '_path')))"
         )
 
     @property
@@ -82,6 +83,9 @@ class Rule:
     warning: Callable[[Subject], str] | None = None
 
 
+# Raw files of version 0.1 do not have them: their rows count as known when they happened.
+SINCE_0_2 = (KNOWN_AT.name, WITHDRAWN_AT.name)
+
 SCHEMA = Rule("schema_as_declared", "The columns and their types are the declared ones.", None)
 
 
@@ -98,7 +102,7 @@ def schema_findings(path: Path, table: Table) -> str:
     except duckdb.Error as error:
         return f"{path} cannot be read: {error}"
     declared = {column.name: column.dtype.replace(" ", "") for column in table.columns}
-    lacking = [name for name in declared if name not in found]
+    lacking = [name for name in declared if name not in found and name not in SINCE_0_2]
     other = [name for name in found if name not in declared]
     retyped = [
         f"{name} is {found[name]}, not {dtype}"
@@ -120,7 +124,8 @@ def _holds_whole(found: str, declared: str) -> bool:
 def primary_key(subject: Subject) -> str:
     """Keys that are not unique, lack a value, or belong to another partition than the file."""
     table = subject.table
-    missing = " OR ".join(f"{c} IS NULL" for c in table.key if c != table.optional_key)
+    optional = (table.optional_key, *SINCE_0_2)
+    missing = " OR ".join(f"{c} IS NULL" for c in table.key if c not in optional)
     own = f"coalesce(CAST({table.partitioned_by} AS VARCHAR), '')" if table.partitioned_by else "''"
     return f"""
         SELECT part,

@@ -1,7 +1,7 @@
 """Column lineage: which columns a column is made from, read off the declarations.
 
-A column is read by an expression in which its name stands as a word. The columns of its window
-count; those that decide which rows there are do not, such as what rows are grouped by. SQL is
+A column is read by an expression in which its name stands as a word. Those that decide which rows
+there are do not count, such as the day of a window or what rows are grouped by. SQL is
 matched by word and not parsed, because the code location would have to load DuckDB to start; the
 tests compare both.
 
@@ -96,7 +96,7 @@ def group_lineage(group: FeatureGroup, tables: Mapping[str, Table]) -> Lineage:
     }
     for feature in group.features:
         derived = group.derived.get(feature.source)
-        expression = re.sub(r"\{(window|lookback)\}", "day", feature.sql)
+        expression = feature.sql.replace("{window}", "day")
         query = f"{derived.sql if derived else ''} SELECT {expression} AS {feature.name} FROM rows"
         table = tables[group.rollup(feature.source)]
         lineage[feature.name] = made_from(query, table)[feature.name]

@@ -20,7 +20,8 @@ from churn_assets.models.champion import CHAMPION_MODEL, champion_of
 from churn_assets.models.estimators import FittedModel
 from churn_assets.predictions import reasons
 from churn_assets.predictions.reasons import REASON_COLUMNS, Explainer
-from churn_assets.stores.offline import OfflineStore, Query
+from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.partitions import Query
 from churn_assets.stores.provenance import code_digest
 from churn_assets.stores.tables import Column, cutoff_table, sql_version
 

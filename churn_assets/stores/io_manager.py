@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from churn_assets.stores.offline import Describe, OfflineStore, Partition, Query, Scan
+from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.partitions import Describe, Partition, Query, Scan
 from churn_assets.stores.provenance import provenances
 from churn_assets.stores.tables import Table
 

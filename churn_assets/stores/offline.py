@@ -10,20 +10,19 @@ killed run leaves the previous partition readable and runs of different partitio
 Nothing here knows features or labels, and no data passes through Python.
 """
 
-import datetime as dt
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from churn_assets.stores.artefacts import ArtefactStore, find_provenance
 from churn_assets.stores.catalog import Catalog, OtherDefinitions
 from churn_assets.stores.parquet import UnreadableFile, copy_to, damage, footer, row_count
-from churn_assets.stores.sql import quoted
+from churn_assets.stores.partitions import Partition, Scan
 from churn_assets.stores.staging import staged
 from churn_assets.stores.tables import Table
 
@@ -33,84 +32,7 @@ if TYPE_CHECKING:
 # Spark has it by this name.
 UNIX_MICROS = "CREATE OR REPLACE TEMP MACRO unix_micros(instant) AS epoch_us(instant)"
 
-# What is to be shown of the rows of a partition.
-Describe = Callable[["DuckDBPyConnection", "Scan"], Mapping[str, Any]]
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Query:
-    """What an asset returns: the rows of its partitions.
-
-    Args:
-        rows: One SELECT that gives the rows of all partitions, or one for each partition, by key.
-        connection: Set where the statements read temporary tables of an open connection.
-        describe: What Dagster shows of a partition beside its counts, from a connection and the
-            relation of its rows.
-    """
-
-    rows: "str | Mapping[str, str]"
-    connection: "DuckDBPyConnection | None" = None
-    describe: "Describe | None" = None
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What an asset receives: the files of the upstream partitions, as SQL."""
-
-    table: Table
-    files: tuple[Path, ...]
-
-    @property
-    def sql(self) -> str:
-        """A relation over the files, with the declared columns also where there are none.
-
-        Types are those that hold the values of all files: an older file may have whole numbers
-        where newer ones have fractions, and the first file's type would round them.
-        """
-        if not self.files:
-            return f"({self.table.empty()})"
-        files = ", ".join(f"'{quoted(path)}'" for path in self.files)
-        return f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"
-
-    def of(self, key: str) -> "Scan":
-        """The one partition of a key."""
-        return replace(self, files=tuple(path for path in self.files if _key(path) == key))
-
-    def before(self, cutoff: dt.date, days: float) -> "Scan":
-        """The partitions that may have rows of `[cutoff - days, cutoff)`; of a table of slices."""
-        begin = "" if days == float("inf") else (cutoff - dt.timedelta(days=days)).isoformat()
-        return self.within(begin, cutoff.isoformat())
-
-    def within(self, begin: str, end: str) -> "Scan":
-        """The partitions that may have rows of the days `[begin, end)`; of a table of slices."""
-        following = [*map(_key, self.files[1:]), "9999"]
-        return replace(
-            self,
-            files=tuple(
-                path
-                for path, after in zip(self.files, following, strict=False)
-                if _key(path) < end and after > begin
-            ),
-        )
-
-    @property
-    def rows(self) -> int:
-        return sum(row_count(path) for path in self.files)
-
-
-def _key(path: Path) -> str:
-    return path.parent.name.partition("=")[2]
-
-
-@dataclass(frozen=True)
-class Partition:
-    """A published partition."""
-
-    path: Path
-    rows: int
-    bytes: int
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,14 @@ class Footer:
     Args:
         rows: How many it has.
         provenance: What it was made from.
+        columns: Their names.
         damage: Why it cannot be read; empty where it can.
     """
 
     rows: int = 0
     provenance: Mapping[str, str] = field(default_factory=dict)
     damage: str = ""
+    columns: frozenset[str] = frozenset()
 
 
 @read_once
@@ -59,6 +61,7 @@ def footer(path: Path) -> Footer:
     return Footer(
         int(metadata.num_rows),
         {name: said[name.encode()].decode() for name in PROVENANCE if name.encode() in said},
+        columns=frozenset(metadata.schema.to_arrow_schema().names),
     )
 
 

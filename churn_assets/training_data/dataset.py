@@ -10,7 +10,7 @@ import dagster as dg
 
 from churn_assets.cutoffs import Calendar
 from churn_assets.features import Groups, feature_columns
-from churn_assets.stores.offline import Query, Scan
+from churn_assets.stores.partitions import Query, Scan
 from churn_assets.stores.tables import Table, cutoff_table, sql_version
 from churn_assets.training_data.labels import CHURN_LABELS, SATISFACTION_CHURN_LABELS
 

@@ -16,7 +16,7 @@ from churn_assets.cutoffs import Calendar, day_number, parse_key
 from churn_assets.features.queries import population
 from churn_assets.history.known import known_before, placed
 from churn_assets.history.rollups import DAILY_ACTIVITY, DAILY_ORDERS
-from churn_assets.stores.offline import Query, Scan
+from churn_assets.stores.partitions import Query, Scan
 from churn_assets.stores.tables import Column, cutoff_table, sql_version
 
 CHURN_LABELS = cutoff_table(

@@ -21,13 +21,14 @@ import pytest
 from churn_assets.definitions import build_definitions
 from churn_assets.monitoring.inventory import inventory
 from churn_assets.operations.installation import offline_store
+from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.settings import Settings
-from churn_assets.stores import offline
-from churn_assets.stores.offline import OfflineStore, Scan
+from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.parquet import footer
+from churn_assets.stores.partitions import Scan
 from churn_assets.stores.tables import CUSTOMER_ID, CUTOFF, Column, cutoff_table
 from churn_assets.stores.views import create_views
-from churn_assets_tests.conftest import make_settings, materialize, query
+from churn_assets_tests.conftest import GROUPS, make_settings, materialize, query
 
 CUTOFFS = ["2025-01-01", "2025-02-01"]
 NUMBERS = cutoff_table("numbers", [Column("number", "BIGINT", "A number")])
@@ -139,16 +140,23 @@ def copy_of(ingested: Settings, folder: Path) -> Settings:
     return shop_settings(folder)
 
 
-def test_buckets_give_the_same_partition(
-    ingested: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_bytes_depend_neither_on_threads_nor_on_what_is_made_together(
+    ingested: Settings, tmp_path: Path
 ) -> None:
     settings = copy_of(ingested, tmp_path / "whole")
     materialize(settings, "features", "2025-04-01", "2025-06-01")
-    monkeypatch.setattr(offline, "ROWS_PER_BUCKET", 100)
-    bucketed = shop_settings(tmp_path / "bucketed")
-    materialize(bucketed, "ingest", "2025-01-01", "2025-05-01")
-    materialize(bucketed, "features", "2025-04-01", "2025-06-01")
-    assert contents(bucketed.home) == contents(settings.home)
+    other = shop_settings(tmp_path / "one_by_one").model_copy(update={"duckdb_threads": 1})
+    materialize(other, "ingest", "2025-01-01", "2025-05-01")
+    job = build_definitions(other).resolve_job_def("features")
+    for group in reversed(GROUPS):
+        for cutoff in ("2025-06-01", "2025-04-01", "2025-05-01"):
+            asset = dg.AssetKey(group.name)
+            tags = {RANGE_START: cutoff, RANGE_END: cutoff}
+            job.execute_in_process(asset_selection=[asset], tags=tags)
+    made = contents(other.home)
+    wanted = contents(settings.home)
+    assert made.items() <= wanted.items()
+    assert sum("features/cutoff=" in name for name in made) == 3 * len(GROUPS)
 
 
 def shop_settings(folder: Path) -> Settings:

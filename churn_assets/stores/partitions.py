@@ -1,0 +1,99 @@
+"""What passes between assets and the offline store: the rows to write, and the files to read.
+
+Both are SQL; no rows pass through Python.
+"""
+
+import datetime as dt
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from churn_assets.stores.parquet import footer, row_count
+from churn_assets.stores.sql import quoted
+from churn_assets.stores.tables import Table
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+# What is to be shown of the rows of a partition.
+Describe = Callable[["DuckDBPyConnection", "Scan"], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Query:
+    """What an asset returns: the rows of its partitions.
+
+    Args:
+        rows: One SELECT that gives the rows of all partitions, or one for each partition, by key.
+        connection: Set where the statements read temporary tables of an open connection.
+        describe: What Dagster shows of a partition beside its counts, from a connection and the
+            relation of its rows.
+    """
+
+    rows: "str | Mapping[str, str]"
+    connection: "DuckDBPyConnection | None" = None
+    describe: "Describe | None" = None
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What an asset receives: the files of the upstream partitions, as SQL."""
+
+    table: Table
+    files: tuple[Path, ...]
+
+    @property
+    def sql(self) -> str:
+        """A relation over the files with at least the declared columns.
+
+        A column is NULL in files that were made before it was declared. Types are those that hold
+        the values of all files: an older file may have whole numbers where newer ones have
+        fractions, and the first file's type would round them.
+        """
+        if not self.files:
+            return f"({self.table.empty()})"
+        files = ", ".join(f"'{quoted(path)}'" for path in self.files)
+        rows = f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"
+        declared = set(self.table.column_names)
+        if all(declared <= footer(path).columns for path in self.files):
+            return rows
+        return f"({self.table.empty()} UNION ALL BY NAME FROM {rows})"
+
+    def of(self, key: str) -> "Scan":
+        """The one partition of a key."""
+        return replace(self, files=tuple(path for path in self.files if _key(path) == key))
+
+    def before(self, cutoff: dt.date, days: float) -> "Scan":
+        """The partitions that may have rows of `[cutoff - days, cutoff)`; of a table of slices."""
+        begin = "" if days == float("inf") else (cutoff - dt.timedelta(days=days)).isoformat()
+        return self.within(begin, cutoff.isoformat())
+
+    def within(self, begin: str, end: str) -> "Scan":
+        """The partitions that may have rows of the days `[begin, end)`; of a table of slices."""
+        following = [*map(_key, self.files[1:]), "9999"]
+        return replace(
+            self,
+            files=tuple(
+                path
+                for path, after in zip(self.files, following, strict=False)
+                if _key(path) < end and after > begin
+            ),
+        )
+
+    @property
+    def rows(self) -> int:
+        return sum(row_count(path) for path in self.files)
+
+
+def _key(path: Path) -> str:
+    return path.parent.name.partition("=")[2]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A published partition."""
+
+    path: Path
+    rows: int
+    bytes: int
