@@ -12,7 +12,7 @@ on Spark.
 
 from collections.abc import Sequence
 
-from churn_assets.cutoffs import EPOCH
+from churn_assets.stores.sql import day_of
 from churn_assets.stores.tables import Column
 
 DAYS = "days since 1970-01-01"
@@ -37,11 +37,6 @@ def in_window(days: float, cutoff_day: int | str) -> str:
     """
     begin = "" if days == float("inf") else f"day >= {cutoff_day} - {int(days)} AND "
     return f"{begin}day < {cutoff_day} AND {known_before(cutoff_day)}"
-
-
-def day_of(instant: str) -> str:
-    """SQL for the day number of an instant."""
-    return f"CAST(CAST({instant} AS DATE) - DATE '{EPOCH}' AS INTEGER)"
 
 
 def placed(relation: str, timestamp: str) -> str:

@@ -52,6 +52,8 @@ DAILY_ACTIVITY = Table(
     ),
     partitioned_by="slice",
     moment="last_event_us",
+    known_day=KNOWN_DAY.name,
+    replaced_day=REPLACED_DAY.name,
 )
 DAILY_ORDERS = Table(
     "daily_orders",
@@ -72,6 +74,8 @@ DAILY_ORDERS = Table(
     ),
     partitioned_by="slice",
     moment=f"CAST(day AS BIGINT) * {DAY_US}",
+    known_day=KNOWN_DAY.name,
+    replaced_day=REPLACED_DAY.name,
 )
 DAILY_PRODUCTS = Table(
     "daily_products",
@@ -88,6 +92,8 @@ DAILY_PRODUCTS = Table(
     ),
     partitioned_by="slice",
     moment=f"CAST(day AS BIGINT) * {DAY_US}",
+    known_day=KNOWN_DAY.name,
+    replaced_day=REPLACED_DAY.name,
 )
 
 EVENT_US = "unix_micros(event_timestamp)"

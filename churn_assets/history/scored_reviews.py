@@ -26,6 +26,7 @@ from churn_assets.history.topic_model import (
 )
 from churn_assets.sources.tables import REVIEWS
 from churn_assets.stores.partitions import Query, Scan
+from churn_assets.stores.sql import day_of
 from churn_assets.stores.tables import CUSTOMER_ID, SLICE, Column, Table, sql_version
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def scored_reviews_table(vectors: Vectors) -> Table:
         ),
         partitioned_by="slice",
         moment="epoch_us(review_timestamp)",
+        known_day=day_of("known_at"),
+        replaced_day=day_of("withdrawn_at"),
     )
 
 

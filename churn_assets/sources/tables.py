@@ -6,6 +6,7 @@ Their columns, types, keys and requirements are declared here once; sources read
 
 from dataclasses import dataclass
 
+from churn_assets.stores.sql import day_of
 from churn_assets.stores.tables import CUSTOMER_ID, SLICE, Column, Table
 
 EVENT_TYPES = (
@@ -45,6 +46,7 @@ class RawTable:
         essential: Columns whose bad value costs the row; of others it costs only the value.
         generated_id: A column that is filled from the row's content where it is missing.
         optional_key: A column of the key that may be missing.
+        at_cutoffs: Whether cutoffs read its rows as they are, without a rollup.
     """
 
     source_name: str
@@ -56,6 +58,7 @@ class RawTable:
     required: bool = False
     generated_id: str | None = None
     optional_key: str | None = None
+    at_cutoffs: bool = False
 
     @property
     def table(self) -> Table:
@@ -68,6 +71,8 @@ class RawTable:
             partitioned_by="slice",
             refuse_shrinking=True,
             moment=f"epoch_us({self.timestamp})",
+            known_day=day_of(f"coalesce(known_at, {self.timestamp})") if self.at_cutoffs else None,
+            replaced_day=day_of("withdrawn_at") if self.at_cutoffs else None,
         )
 
     @property
@@ -132,6 +137,7 @@ CUSTOMERS = RawTable(
     key=("customer_id", "updated_at"),
     required_columns=frozenset({"customer_id", "updated_at"}),
     essential=frozenset({"updated_at"}),
+    at_cutoffs=True,
 )
 REVIEWS = RawTable(
     source_name="reviews",
@@ -176,5 +182,6 @@ SATISFACTION = RawTable(
     key=("customer_id", "surveyed_at"),
     required_columns=frozenset({"customer_id", "surveyed_at", "satisfaction_score"}),
     essential=frozenset({"surveyed_at", "satisfaction_score"}),
+    at_cutoffs=True,
 )
 RAW_TABLES = (EVENTS, CUSTOMERS, REVIEWS, SATISFACTION)

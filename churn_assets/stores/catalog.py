@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from churn_assets.cutoffs import Calendar, parse_key
+from churn_assets.cutoffs import Calendar, day_number, parse_key
 
 # Raw slices are read from the source, whose code is the parser's version.
 RAW = "raw"
@@ -134,6 +134,18 @@ class Catalog:
             mapping = dep.partition_mapping
             for found in upstream_keys(self.calendar, mapping, key, present(name)):
                 yield name, found
+
+    def known_before(self, asset: str, key: Key) -> int | None:
+        """The day before which what a partition is made from was known; None where all counts."""
+        if key is None:
+            return None
+        match self.specs[asset].group_name:
+            case "features" | "ground_truth":
+                return day_number(parse_key(key))
+            case "labels":
+                return day_number(self.calendar.labels_known_before(parse_key(key)))
+            case _:
+                return None
 
     def previous(self, asset: str, key: Key) -> Key:
         """The partition of the asset itself that `key` is made from; None without one."""

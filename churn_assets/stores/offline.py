@@ -10,6 +10,7 @@ killed run leaves the previous partition readable and runs of different partitio
 Nothing here knows features or labels, and no data passes through Python.
 """
 
+import json
 import logging
 import os
 import re
@@ -19,8 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from churn_assets.cutoffs import day_number, parse_key
 from churn_assets.stores.artefacts import ArtefactStore, find_provenance
 from churn_assets.stores.catalog import Catalog, OtherDefinitions
+from churn_assets.stores.known_periods import known_periods
 from churn_assets.stores.parquet import UnreadableFile, copy_to, damage, footer, row_count
 from churn_assets.stores.partitions import Partition, Scan
 from churn_assets.stores.staging import staged
@@ -252,8 +255,15 @@ class OfflineStore:
         own = table.typed(rows if isinstance(rows, str) else rows[str(key)])
         if isinstance(rows, str) and key is not None:
             own = f"SELECT * FROM ({own}) WHERE {table.partitioned_by} = DATE '{key}'"
+        own = f"{own} ORDER BY {', '.join(table.key)}"
+        notes = dict(provenance)
+        if key is not None and table.known_day and self.catalog:
+            ends = day_number(self.catalog().calendar.shift(parse_key(key), 1))
+            connection.execute(f"CREATE OR REPLACE TEMP TABLE staged AS {own}")
+            notes["known_periods"] = json.dumps(known_periods(connection, table, "staged", ends))
+            own = "SELECT * FROM staged"
         with staged(self.home) as path:
-            connection.execute(copy_to(path, f"{own} ORDER BY {', '.join(table.key)}", provenance))
+            connection.execute(copy_to(path, own, notes))
             count = row_count(path)
             if not self._is_cut_otherwise(table, key, provenance):
                 self._refuse_shrinking(table, key, target, count)

@@ -12,6 +12,8 @@ from churn_assets.stores.sql import quoted
 
 # What a footer says a file was made from, see `stores.provenance`.
 PROVENANCE = ("code_version", "inputs", "definition")
+# What else it says: digests of what became known when, see `stores.known_periods`.
+NOTES = ("known_periods",)
 
 
 class UnreadableFile(ValueError):
@@ -34,6 +36,7 @@ class Footer:
         rows: How many it has.
         provenance: What it was made from.
         columns: Their names.
+        notes: What else is said of them.
         damage: Why it cannot be read; empty where it can.
     """
 
@@ -41,6 +44,7 @@ class Footer:
     provenance: Mapping[str, str] = field(default_factory=dict)
     damage: str = ""
     columns: frozenset[str] = frozenset()
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 @read_once
@@ -57,17 +61,18 @@ def footer(path: Path) -> Footer:
         metadata = pq.read_metadata(path)
     except (ArrowInvalid, OSError) as error:
         return Footer(damage=str(error))
-    said = metadata.metadata or {}
+    said = {name.decode(): value for name, value in (metadata.metadata or {}).items()}
     return Footer(
         int(metadata.num_rows),
-        {name: said[name.encode()].decode() for name in PROVENANCE if name.encode() in said},
+        {name: said[name].decode() for name in PROVENANCE if name in said},
+        notes={name: said[name].decode() for name in NOTES if name in said},
         columns=frozenset(metadata.schema.to_arrow_schema().names),
     )
 
 
-def copy_to(path: Path, select: str, provenance: Mapping[str, str]) -> str:
-    """The statement that writes the rows of a SELECT, and what they were made from, to a file."""
-    said = ", ".join(f"{name}: '{value}'" for name, value in provenance.items())
+def copy_to(path: Path, select: str, notes: Mapping[str, str]) -> str:
+    """The statement that writes the rows of a SELECT, and what is said of them, to a file."""
+    said = ", ".join(f"{name}: '{quoted(value)}'" for name, value in notes.items())
     footer = f", KV_METADATA {{{said}}}" if said else ""
     return f"COPY ({select}) TO '{quoted(path)}' (FORMAT parquet, COMPRESSION zstd{footer})"
 

@@ -17,6 +17,7 @@ from typing import Any
 from churn_assets.stores.artefacts import MANIFEST, ArtefactStore, content_digest
 from churn_assets.stores.catalog import Present
 from churn_assets.stores.digests import file_digest
+from churn_assets.stores.known_periods import known_before
 from churn_assets.stores.offline import OfflineStore
 
 
@@ -78,9 +79,13 @@ def current_provenance(
     """
     catalog = store.declared
     digest = hashlib.sha256()
+    day = catalog.known_before(asset, key)
     for upstream, upstream_key in catalog.upstream(asset, key, present or store.present):
         path = store.content(upstream, upstream_key)
-        content = content_digest(path) if path.name == MANIFEST else file_digest(path)
+        if path.name == MANIFEST:
+            content: str | None = content_digest(path)
+        else:
+            content = (known_before(path, day) if day else None) or file_digest(path)
         digest.update(f"{upstream} {upstream_key} {content}\n".encode())
     digest.update(catalog.reading(asset, key).encode())
     digest.update(_incumbent(store, asset, catalog.previous(asset, key)).encode())

@@ -4,6 +4,8 @@ import datetime as dt
 from collections.abc import Callable
 from pathlib import Path
 
+from churn_assets.cutoffs import EPOCH
+
 
 def quoted(path: Path | str) -> str:
     """`path` for use between single quotes in SQL."""
@@ -23,3 +25,8 @@ def utc(instant: dt.datetime) -> str:
 def once(value: str, use: Callable[[str], str]) -> str:
     """SQL that computes `value` once, however often `use` names it."""
     return f"list_transform([{value}], lambda value: {use('value')})[1]"
+
+
+def day_of(instant: str) -> str:
+    """SQL for the day number of an instant, in a connection whose zone is UTC."""
+    return f"CAST(CAST({instant} AS DATE) - DATE '{EPOCH}' AS INTEGER)"

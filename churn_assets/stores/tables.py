@@ -46,6 +46,8 @@ class Table:
         partitioned_by: `slice`, `cutoff`, or None for a table without partitions.
         refuse_shrinking: Whether a partition may be replaced by one with fewer rows only on demand.
         optional_key: A column of the key that may be missing.
+        known_day: Of a table that is read at cutoffs, SQL for the day on which a row became known.
+        replaced_day: And for the one from which on it no longer counts.
         moment: SQL for the newest moment that a row tells of, in microseconds since 1970: it lies
             within the row's slice. Of tables that are partitioned by slice.
     """
@@ -57,6 +59,8 @@ class Table:
     refuse_shrinking: bool = False
     optional_key: str | None = None
     moment: str | None = None
+    known_day: str | None = None
+    replaced_day: str | None = None
 
     @property
     def column_names(self) -> list[str]:
