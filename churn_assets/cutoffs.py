@@ -64,6 +64,11 @@ def utc_now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
+def epoch_us(instant: dt.datetime) -> int:
+    """Microseconds since 1970-01-01: how instants are kept as numbers."""
+    return (instant - midnight(EPOCH)) // dt.timedelta(microseconds=1)
+
+
 def midnight(day: dt.date) -> dt.datetime:
     """The UTC instant at which `day` begins."""
     return dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC)
@@ -71,9 +76,7 @@ def midnight(day: dt.date) -> dt.datetime:
 
 def _midnights_until(instant: dt.datetime) -> dt.date:
     """The first day whose midnight is at or after `instant`."""
-    instant = instant.astimezone(dt.UTC)
-    day = instant.date()
-    return day if midnight(day) == instant else day + dt.timedelta(days=1)
+    return (instant.astimezone(dt.UTC) + dt.timedelta(days=1, microseconds=-1)).date()
 
 
 @dataclass(frozen=True)
@@ -365,9 +368,8 @@ class Calendar:
 
     def matures_on(self, cutoff: dt.date) -> dt.date:
         """The day from whose midnight on the labels of `cutoff` may exist."""
-        if self.end is not None:
-            return cutoff + dt.timedelta(days=self.horizon_days)
-        return self.shift(cutoff, self.lag)
+        ends = cutoff + dt.timedelta(days=self.horizon_days)
+        return ends if self.end is not None else self.shift(cutoff, self.lag)
 
     def require(
         self,

@@ -20,7 +20,7 @@ from churn_assets.features.group import FeatureGroup
 from churn_assets.features.queries import feature_query
 from churn_assets.stores.io_manager import shown
 from churn_assets.stores.offline import OfflineStore
-from churn_assets.stores.partitions import Scan
+from churn_assets.stores.partitions import Query, Scan
 from churn_assets.stores.provenance import provenances
 from churn_assets.stores.tables import sql_version
 
@@ -99,7 +99,7 @@ def _asset(
                     f"CREATE OR REPLACE TEMP TABLE features_at AS {query} ORDER BY customer_id"
                 )
                 for group in asked:
-                    rows = {key: "SELECT * FROM features_at"}
+                    rows = Query({key: "SELECT * FROM features_at"})
                     written = store.publish(
                         connection, group.table, rows, [key], provenance[group.name]
                     )

@@ -37,11 +37,13 @@ class Findings:
         warnings: In words, for the terminal and the log of the run.
         metadata: What the page of each slice shows.
         pending: Rows of after the slices.
+        spans: By file, the first and the last time of its rows in microseconds since 1970.
     """
 
     warnings: tuple[str, ...] = ()
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     pending: int = 0
+    spans: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
 
 
 def require_times(raw: RawTable, rows: int, usable: int, first_unusable: str | None) -> None:
@@ -96,6 +98,11 @@ def find(
             f"{raw.source_name}: {column} of {rows:,} rows cannot be used and is missing, first at "
             f"{first}."
         )
+    moved = connection.execute(
+        "SELECT CAST(slice AS VARCHAR), count(*) FROM parsed_rows WHERE is_moved GROUP BY 1"
+    ).fetchall()
+    for key, rows in moved:
+        metadata.setdefault(key, {})["known_at_moved"] = rows
     if raw is EVENTS:
         warnings += _of_events(connection, source)
         others = connection.execute(

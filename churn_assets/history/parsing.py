@@ -14,7 +14,7 @@ from churn_assets.history.formats import TIMES, Formats, is_typed
 from churn_assets.history.values import as_text
 from churn_assets.history.ways import place
 from churn_assets.sources.source import SourceTable
-from churn_assets.sources.tables import CUSTOMERS, EVENTS, RawTable
+from churn_assets.sources.tables import CUSTOMERS, EVENTS, KNOWN_AT, RawTable
 from churn_assets.stores.sql import once, utc
 from churn_assets.stores.tables import Column
 
@@ -101,23 +101,40 @@ def _valued(raw: RawTable, source: SourceTable, formats: Formats) -> str:
                     FROM {source.relation} AS source_rows)))"""
 
 
-def parse_query(raw: RawTable, source: SourceTable, formats: Formats, calendar: Calendar) -> str:
+def parse_query(
+    raw: RawTable,
+    source: SourceTable,
+    formats: Formats,
+    calendar: Calendar,
+    read_at: dt.datetime | None = None,
+) -> str:
     """Every source row: its number, file and line, values as ours, slice and what is wrong with it.
 
     `lost` names the columns whose value could not be used and is missing. Of events, `given_type`
     is the type as the source has it, and `is_turned` whether a purchase is read as a refund.
+
+    `known_at` is that of the source, or where it has none the row's own time; not before that and
+    not after the reading. `is_given` says whether the source has it, `is_moved` whether another.
 
     Args:
         raw: The table to parse for.
         source: The source's rows.
         formats: How the source writes its columns.
         calendar: Places rows in slices.
+        read_at: The moment of the reading; None where nothing is to be held to it.
     """
     limited = list[str]()
     bad_times, bad_numbers, beyond, lost = list[str](), list[str](), list[str](), list[str]()
     for column in raw.columns:
         name, text, limits = column.name, f"text_{column.name}", _within_limits(column)
-        limited.append(f"CASE WHEN {limits} THEN {_unsigned(name)} END AS {name}")
+        if column is KNOWN_AT:
+            known = f"coalesce(known_at, {raw.timestamp})"
+            known = f"least({known}, {utc(read_at)})" if read_at else known
+            known = f"greatest({known}, {raw.timestamp})"
+            limited.append(f"{known} AS known_at, known_at IS NOT NULL AS is_given")
+            limited.append(f"coalesce(known_at <> {known}, false) AS is_moved")
+        else:
+            limited.append(f"CASE WHEN {limits} THEN {_unsigned(name)} END AS {name}")
         if column.name not in source.columns or column.dtype == "VARCHAR":
             continue
         if name in raw.essential:
@@ -190,7 +207,9 @@ def times_query(
     formats: Formats,
     end: dt.datetime,
 ) -> str:
-    """Of all rows of a source: how many, with a usable time, at or after `end`, the first without.
+    """Of each file of a source: how many rows, with a usable time, at or after `end`, its span.
+
+    Behind them the first row without a usable time, and its line.
 
     Args:
         raw: The table to parse for.
@@ -202,11 +221,13 @@ def times_query(
     column = next(column for column in raw.columns if column.name == name)
     shown = f"coalesce(text, 'missing') || ' (' || {place()} || ')'"
     return f"""
-        SELECT count(*), count(instant), count(*) FILTER (WHERE instant >= {utc(end)}),
-            arg_min({shown}, (file, line)) FILTER (WHERE instant IS NULL)
+        SELECT file, count(*), count(instant), count(*) FILTER (WHERE instant >= {utc(end)}),
+            epoch_us(min(instant)), epoch_us(max(instant)),
+            arg_min({shown}, line) FILTER (WHERE instant IS NULL)
         FROM (SELECT *, {_parsed("given", "text", column, formats)} AS instant
             FROM (SELECT *, {as_text("given", formats.dtypes[name], name)} AS text
                 FROM (SELECT ({source.columns[name]}) AS given,
                         {source.file} AS file, {source.line} AS line
                     FROM {source.relation} AS source_rows)))
+        GROUP BY file ORDER BY file
     """

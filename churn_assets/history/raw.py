@@ -16,11 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from churn_assets.cutoffs import Calendar, utc_now
+from churn_assets.cutoffs import Calendar, epoch_us, parse_key, utc_now
+from churn_assets.history.deliveries import (
+    Delivery,
+    EarlierReading,
+    files_seen,
+    keep_withdrawn,
+    lateness,
+    settle_known,
+)
 from churn_assets.history.findings import Findings, find, require_times
 from churn_assets.history.formats import find_formats
 from churn_assets.history.parsing import parse_query, times_query
 from churn_assets.history.quarantine import QUARANTINED_ROWS, quarantine_metadata
+from churn_assets.sources.manifest import Seen, files_digest, look, record, with_spans
 from churn_assets.sources.rows import OURS
 from churn_assets.sources.source import Source, SourceTable
 from churn_assets.sources.synthetic import Synthetic
@@ -28,10 +37,10 @@ from churn_assets.sources.tables import EVENTS, KNOWN_AT, RAW_TABLES, WITHDRAWN_
 from churn_assets.stores.catalog import OPENS_AT_START, RAW
 from churn_assets.stores.erased import Erased
 from churn_assets.stores.offline import OfflineStore
-from churn_assets.stores.parquet import row_count
+from churn_assets.stores.parquet import footer, row_count
 from churn_assets.stores.partitions import Query
-from churn_assets.stores.provenance import provenances
-from churn_assets.stores.tables import Table
+from churn_assets.stores.provenance import current_provenance, provenances
+from churn_assets.stores.tables import Table, sql_version
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -58,12 +67,23 @@ def ingest(
     calendar: Calendar,
     keys: Sequence[str],
     erased: Erased | None = None,
+    delivery: Delivery | None = None,
 ) -> Findings:
     """Fill `valid_rows` with the table's rows of the slices, add rejected ones to `rejected_rows`.
 
     Both are temporary tables of the connection. `rejected_rows` has the columns of
     `quarantined_rows` and must exist; `valid_rows` is made anew. Rows of erased customers are in
-    neither, and are counted as `erased_rows`.
+    neither, and are counted as `erased_rows`. `valid_rows` also has what was read before and is no
+    longer in the source.
+
+    Args:
+        connection: Sees the source.
+        raw: The table.
+        source: Its rows; None where the source has no such table.
+        calendar: Places rows in slices.
+        keys: The slices.
+        erased: Whose rows are left out.
+        delivery: What was read before; None where the rows stand for themselves.
 
     Returns:
         What is to be said of the rows.
@@ -76,30 +96,40 @@ def ingest(
         connection.execute(f"CREATE OR REPLACE TEMP TABLE valid_rows AS {raw.table.empty()}")
         return Findings()
     formats = find_formats(connection, raw, source)
-    parsed = parse_query(raw, source, formats, calendar)
-    rows, usable, pending, unusable = connection.execute(
+    read_at = delivery.read_at if delivery else None
+    parsed = parse_query(raw, source, formats, calendar, read_at)
+    files = connection.execute(
         times_query(raw, source, formats, calendar.slice_window(keys[-1])[1])
-    ).fetchall()[0]
-    require_times(raw, rows, usable, unusable)
+    ).fetchall()
+    require_times(
+        raw,
+        sum(rows for _, rows, *_ in files),
+        sum(usable for _, _, usable, *_ in files),
+        next((unusable for *_, unusable in files if unusable), None),
+    )
+    spans = {file: (first, last) for file, _, _, _, first, last, _ in files}
+    pending = sum(later for _, _, _, later, *_ in files)
     dates = ", ".join(f"DATE '{key}'" for key in keys)
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE parsed_rows AS SELECT * FROM ({parsed}) "
         f"WHERE slice IN ({dates})"
     )
     left_out = _leave_out(connection, erased) if erased and erased.customers else {}
+    files_seen(connection, delivery.seen if delivery else {})
     if raw.generated_id:
         _generate_ids(connection, raw)
+    content = _content(raw)
+    if delivery and delivery.earlier:
+        settle_known(connection, raw, delivery, content)
     _mark_duplicates(connection, raw)
-    defaults = EVENT_DEFAULTS if raw is EVENTS else {}
-    defaults |= {KNOWN_AT.name: raw.timestamp, WITHDRAWN_AT.name: "NULL"}
-    columns = ", ".join(
-        f"{defaults[name]} AS {name}" if name in defaults else name
-        for name in raw.table.column_names
-    )
+    columns = ", ".join(f"{sql} AS {name}" for name, sql in content.items())
     connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE valid_rows AS "
-        f"SELECT {columns} FROM parsed_rows WHERE reason IS NULL"
+        f"""CREATE OR REPLACE TEMP TABLE valid_rows AS
+        SELECT {columns}, known_at, CAST(NULL AS TIMESTAMPTZ) AS withdrawn_at
+        FROM parsed_rows WHERE reason IS NULL"""
     )
+    if delivery and delivery.earlier:
+        keep_withdrawn(connection, raw, delivery)
     rejected = connection.execute("SELECT count(*) FROM parsed_rows WHERE reason IS NOT NULL")
     if rejected.fetchall()[0][0]:
         rows = source.relation
@@ -114,13 +144,21 @@ def ingest(
                 FROM {rows} AS source_rows) USING (row_number)
             WHERE reason IS NOT NULL"""
         )
-    findings = find(connection, raw, source, formats, pending)
+    findings = replace(find(connection, raw, source, formats, pending), spans=spans)
     connection.execute("DROP TABLE parsed_rows")
-    shown = {
-        key: {**findings.metadata.get(key, {}), "erased_rows": count}
-        for key, count in left_out.items()
-    }
-    return replace(findings, metadata={**findings.metadata, **shown})
+    late, metadata = lateness(connection, raw), dict(findings.metadata)
+    for key, count in left_out.items():
+        metadata[key] = {**metadata.get(key, {}), "erased_rows": count}
+    for key, said in late.items():
+        metadata[key] = {**metadata.get(key, {}), **said}
+    return replace(findings, metadata=metadata)
+
+
+def _content(raw: RawTable) -> dict[str, str]:
+    """SQL over `parsed_rows` for the columns that say what a row is, but not when it was known."""
+    defaults = EVENT_DEFAULTS if raw is EVENTS else {}
+    others = (KNOWN_AT.name, WITHDRAWN_AT.name)
+    return {n: defaults.get(n, n) for n in raw.table.column_names if n not in others}
 
 
 def _leave_out(connection: "DuckDBPyConnection", erased: Erased) -> dict[str, int]:
@@ -136,21 +174,24 @@ def _leave_out(connection: "DuckDBPyConnection", erased: Erased) -> dict[str, in
 def _generate_ids(connection: "DuckDBPyConnection", raw: RawTable) -> None:
     """Give rows without an id a hash of their content and of their number among equal rows.
 
-    Without ids nobody can tell a repeated line from a repeated delivery, so both stay.
+    Without ids nobody can tell a repeated line from a repeated delivery, so both stay. Those that
+    were seen first are numbered first: a later delivery adds numbers.
     """
-    content = ", ".join(c.name for c in raw.columns if c.name != raw.generated_id)
+    own = (raw.generated_id, KNOWN_AT.name)
+    content = ", ".join(column.name for column in raw.columns if column.name not in own)
     connection.execute(
         f"""UPDATE parsed_rows SET {raw.generated_id} = generated.id FROM (
             SELECT row_number, content || '-' || row_number() OVER (
-                PARTITION BY content ORDER BY row_number) AS id
-            FROM (SELECT row_number, md5(CAST(row({content}) AS VARCHAR)) AS content
-                FROM parsed_rows WHERE reason IS NULL AND {raw.generated_id} IS NULL)
+                PARTITION BY content ORDER BY seen_us, row_number) AS id
+            FROM (SELECT row_number, seen_us, md5(CAST(row({content}) AS VARCHAR)) AS content
+                FROM parsed_rows LEFT JOIN files_seen USING (file)
+                WHERE reason IS NULL AND {raw.generated_id} IS NULL)
         ) AS generated WHERE parsed_rows.row_number = generated.row_number"""
     )
 
 
 def _mark_duplicates(connection: "DuckDBPyConnection", raw: RawTable) -> None:
-    """Reject all but the first row of an id within a slice, by timestamp and then file order.
+    """Reject all but the row of an id within a slice that was known first, then in file order.
 
     A default of a part of the id counts as what it stands for.
     """
@@ -158,7 +199,7 @@ def _mark_duplicates(connection: "DuckDBPyConnection", raw: RawTable) -> None:
     key = ["key_slice", *(f"key_{name}" for name in raw.key)]
     values = ["slice AS key_slice", *(f"{defaults.get(n, n)} AS key_{n}" for n in raw.key)]
     identified = (
-        f"SELECT row_number, {raw.timestamp}, {', '.join(values)} FROM parsed_rows "
+        f"SELECT row_number, {raw.timestamp}, known_at, {', '.join(values)} FROM parsed_rows "
         "WHERE reason IS NULL"
     )
     same = " AND ".join(f"identified.{name} IS NOT DISTINCT FROM repeated.{name}" for name in key)
@@ -168,7 +209,8 @@ def _mark_duplicates(connection: "DuckDBPyConnection", raw: RawTable) -> None:
             SEMI JOIN (SELECT {", ".join(key)} FROM ({identified})
                 GROUP BY ALL HAVING count(*) > 1) AS repeated ON {same}
             QUALIFY row_number() OVER (
-                PARTITION BY {", ".join(key)} ORDER BY {raw.timestamp}, row_number) > 1)"""
+                PARTITION BY {", ".join(key)} ORDER BY known_at, {raw.timestamp}, row_number
+            ) > 1)"""
     )
 
 
@@ -228,8 +270,18 @@ def assets(
                 if raw_table not in read:
                     ingested[raw_table.source_name] = stored_rows(store, raw_table, keys)
                     continue
+                seen = look(store.home, raw_table.source_name, source.input_files(raw_table), now())
                 source_table = source.read(connection, raw_table, begin, end)
-                findings = ingest(connection, raw_table, source_table, calendar, keys, erased)
+                delivery = None
+                if source_table and not isinstance(source, Synthetic):
+                    earlier = earlier_readings(store, raw_table, source_table, keys)
+                    # A dump is what it is, whenever it is read.
+                    delivery = Delivery(now(), seen, {} if calendar.end else earlier)
+                findings = ingest(
+                    connection, raw_table, source_table, calendar, keys, erased, delivery
+                )
+                seen = with_spans(seen, findings.spans)
+                record(store.home, raw_table.source_name, seen)
                 counts = connection.execute(
                     "SELECT CAST(slice AS VARCHAR), count(*) FROM valid_rows GROUP BY 1"
                 ).fetchall()
@@ -242,7 +294,12 @@ def assets(
                         context.log.warning(warning)
                     if newest in keys and calendar.end is None:
                         shown[newest]["pending_rows"] = findings.pending
-                query = Query("SELECT * FROM valid_rows", connection)
+                notes = {}
+                if delivery and source_table and calendar.end is None:
+                    notes = {
+                        key: noted(delivery, seen, source_table, calendar, key) for key in keys
+                    }
+                query = Query("SELECT * FROM valid_rows", connection, notes=notes)
                 yield from hand_over(context, store, raw_table.table, query, shown)
                 connection.execute("DROP TABLE valid_rows")
             query = Query("SELECT * FROM rejected_rows", connection)
@@ -275,6 +332,53 @@ def keep_rejected(
         f"INSERT INTO rejected_rows FROM {store.unchecked(QUARANTINED_ROWS, present).sql} "
         f"WHERE source NOT IN ({names})"
     )
+
+
+def earlier_readings(
+    store: OfflineStore, raw_table: RawTable, source: SourceTable, keys: Sequence[str]
+) -> dict[str, EarlierReading]:
+    """Those of the slices that were read before, and how."""
+    table = raw_table.table
+    found: dict[str, EarlierReading] = {}
+    for key in keys:
+        if not store.has(table, key):
+            continue
+        path = store.path(table, key)
+        said = footer(path)
+        # Of version 0.1 and of a dump, which say nothing, the file is as old as the reading.
+        first_read = said.notes.get("first_read") or path.stat().st_mtime_ns // 1000
+        alike = said.notes.get("query") == query_digest(source) and (
+            said.provenance == current_provenance(store, table.name, key)
+        )
+        rows = store.unchecked(table, [key]).sql
+        found[key] = EarlierReading(rows, int(first_read), alike)
+    return found
+
+
+def noted(
+    delivery: Delivery, seen: Seen, source: SourceTable, calendar: Calendar, key: str
+) -> dict[str, str]:
+    """What the footer of a slice says of how it was read: see `stores.parquet.NOTES`."""
+    earlier = delivery.earlier.get(key)
+    return {
+        "first_read": str(earlier.first_read if earlier else epoch_us(delivery.read_at)),
+        "files": files_digest(seen, *files_window(calendar, key)),
+        "query": query_digest(source),
+    }
+
+
+def files_window(calendar: Calendar, key: str) -> tuple[int, int]:
+    """The times, in microseconds since 1970, of rows that are kept with a slice.
+
+    Rows from before CHURN_START are kept with the first one.
+    """
+    begin, end = calendar.slice_window(key)
+    return (0 if parse_key(key) == calendar.first_slice else epoch_us(begin)), epoch_us(end)
+
+
+def query_digest(source: SourceTable) -> str:
+    """What tells a query from another; empty without one."""
+    return sql_version(source.query) if source.query else ""
 
 
 def stored_rows(store: OfflineStore, raw_table: RawTable, keys: Sequence[str]) -> dict[str, int]:
@@ -310,7 +414,7 @@ def hand_over(
     written = store.publish(
         query.connection,
         table,
-        query.rows,
+        query,
         list(context.partition_keys),
         provenances(store, table.name),
     )

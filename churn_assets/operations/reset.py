@@ -34,6 +34,7 @@ MADE = (
     "verdicts/*/*.json",
     "text_scores/*/*.parquet",
     "feature_registry.yaml",
+    "input_manifest.json",
     "models/*/cutoff=*",
     "models/*/manifest.json",
     "models/*/" + "[0-9a-f]" * 16,

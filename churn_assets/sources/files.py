@@ -82,6 +82,9 @@ class Files:
             unread=unread,
         )
 
+    def input_files(self, table: RawTable) -> Sequence[InputFile]:
+        return self.files(table).files
+
     def files(self, table: RawTable) -> TableFiles:
         """The files of a table.
 

@@ -4,6 +4,7 @@ There are no events but purchases and refunds, and no profiles, reviews or surve
 """
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,9 @@ class OnlineRetail:
     """The one file of the data set in a folder."""
 
     folder: str
+
+    def input_files(self, table: "RawTable") -> Sequence[InputFile]:
+        return [self._file()] if table.source_name == "events" else []
 
     def read(
         self,

@@ -105,6 +105,7 @@ class SourceQuery:
             ours,
             located=True,
             remarks=(remark,) if others else (),
+            query=self.text,
             query_lines=query_lines,
         )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from churn_assets.sources.input_files import Unread
+from churn_assets.sources.input_files import InputFile, Unread
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -28,6 +28,7 @@ class SourceTable:
             are from, and what is wrong with a line that is no row.
         unread: Files that look like the table's and are not read.
         remarks: What else is to be said, in words.
+        query: The text of the query that gives the rows; empty where they are a file's own.
         query_lines: SQL for `_file` and `_line` of all lines of the files that a query reads, where
             it tells which of them its rows are from; empty otherwise.
     """
@@ -37,6 +38,7 @@ class SourceTable:
     located: bool = False
     unread: tuple[Unread, ...] = ()
     remarks: tuple[str, ...] = ()
+    query: str = ""
     query_lines: str = ""
 
     def warnings(self) -> list[str]:
@@ -59,6 +61,10 @@ class SourceTable:
 
 class Source(Protocol):
     """A place that has raw rows."""
+
+    def input_files(self, table: "RawTable") -> "Sequence[InputFile]":
+        """The files that the rows of `table` are from; none where they are from no file."""
+        ...
 
     def read(
         self,

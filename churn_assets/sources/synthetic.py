@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 from churn_assets.sources.source import SourceTable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from duckdb import DuckDBPyConnection
 
+    from churn_assets.sources.input_files import InputFile
     from churn_assets.sources.shop import Shop
     from churn_assets.sources.tables import RawTable
 
@@ -29,6 +32,9 @@ class Synthetic:
         from churn_assets.sources.shop import Shop
 
         return Shop(self.customers, self.seed, self.start)
+
+    def input_files(self, table: "RawTable") -> "Sequence[InputFile]":
+        return ()
 
     def read(
         self,

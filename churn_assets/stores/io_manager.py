@@ -70,7 +70,7 @@ class OfflineIOManager(dg.IOManager):
         began = time.monotonic()
         with ExitStack() as stack:
             connection = obj.connection or stack.enter_context(self.store.connect())
-            written = self.store.publish(connection, table, obj.rows, keys, provenance)
+            written = self.store.publish(connection, table, obj, keys, provenance)
             seconds = (time.monotonic() - began) / len(written)
             for key, partition in written.items():
                 metadata = shown(connection, table, partition, seconds, obj.describe)

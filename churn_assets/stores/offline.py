@@ -25,7 +25,7 @@ from churn_assets.stores.artefacts import ArtefactStore, find_provenance
 from churn_assets.stores.catalog import Catalog, OtherDefinitions
 from churn_assets.stores.known_periods import known_periods
 from churn_assets.stores.parquet import UnreadableFile, copy_to, damage, footer, row_count
-from churn_assets.stores.partitions import Partition, Scan
+from churn_assets.stores.partitions import Partition, Query, Scan
 from churn_assets.stores.staging import staged
 from churn_assets.stores.tables import Table
 
@@ -218,7 +218,7 @@ class OfflineStore:
         self,
         connection: "DuckDBPyConnection",
         table: Table,
-        rows: "str | Mapping[str, str]",
+        query: Query,
         keys: Sequence[str | None],
         provenance: Callable[[str | None], Mapping[str, str]],
     ) -> dict[str | None, Partition]:
@@ -227,7 +227,7 @@ class OfflineStore:
         Args:
             connection: An open DuckDB connection.
             table: The table to write.
-            rows: See `Query`.
+            query: Its rows; its own connection is not used.
             keys: Partition keys; `[None]` for a table without partitions.
             provenance: What to write into the footer of a partition's file.
 
@@ -236,10 +236,10 @@ class OfflineStore:
             PermissionError: The state folder cannot be written.
         """
         self.identify()
-        if isinstance(rows, str):
-            self._refuse_stray_rows(connection, table, rows, keys)
+        if isinstance(query.rows, str):
+            self._refuse_stray_rows(connection, table, query.rows, keys)
         return {
-            key: self._publish_partition(connection, table, rows, key, provenance(key))
+            key: self._publish_partition(connection, table, query, key, provenance(key))
             for key in keys
         }
 
@@ -247,16 +247,16 @@ class OfflineStore:
         self,
         connection: "DuckDBPyConnection",
         table: Table,
-        rows: "str | Mapping[str, str]",
+        query: Query,
         key: str | None,
         provenance: Mapping[str, str],
     ) -> Partition:
-        target = self.path(table, key)
+        target, rows = self.path(table, key), query.rows
         own = table.typed(rows if isinstance(rows, str) else rows[str(key)])
         if isinstance(rows, str) and key is not None:
             own = f"SELECT * FROM ({own}) WHERE {table.partitioned_by} = DATE '{key}'"
         own = f"{own} ORDER BY {', '.join(table.key)}"
-        notes = dict(provenance)
+        notes = {**provenance, **query.notes.get(key or "", {})}
         if key is not None and table.known_day and self.catalog:
             ends = day_number(self.catalog().calendar.shift(parse_key(key), 1))
             connection.execute(f"CREATE OR REPLACE TEMP TABLE staged AS {own}")
@@ -266,7 +266,7 @@ class OfflineStore:
             connection.execute(copy_to(path, own, notes))
             count = row_count(path)
             if not self._is_cut_otherwise(table, key, provenance):
-                self._refuse_shrinking(table, key, target, count)
+                self._refuse_shrinking(connection, table, key, path)
             target.parent.mkdir(parents=True, exist_ok=True)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -303,10 +303,15 @@ class OfflineStore:
         before = self.made_from(table.name, key) or {}
         return "definition" in before and before.get("inputs") != provenance.get("inputs")
 
-    def _refuse_shrinking(self, table: Table, key: str | None, target: Path, rows: int) -> None:
+    def _refuse_shrinking(
+        self, connection: "DuckDBPyConnection", table: Table, key: str | None, made: Path
+    ) -> None:
         if not table.refuse_shrinking or self.allow_shrink or not self.has(table, key):
             return
-        before = row_count(target)
+        before, rows = (
+            _current_rows(connection, Scan(table, (path,)))
+            for path in (self.path(table, key), made)
+        )
         if rows < before:
             raise ValueError(
                 f"{table.name} {key} has {before:,} rows and would be replaced by {rows:,}: a "
@@ -340,3 +345,9 @@ class OfflineStore:
         if is_whole:
             return [None]
         return [key for key in self.on_disk(asset) if self.belongs(asset, key)]
+
+
+def _current_rows(connection: "DuckDBPyConnection", scan: Scan) -> int:
+    """The rows that are not withdrawn."""
+    rows = connection.execute(f"SELECT count(*) - count(withdrawn_at) FROM {scan.sql}").fetchall()
+    return int(rows[0][0])

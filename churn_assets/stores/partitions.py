@@ -5,7 +5,7 @@ Both are SQL; no rows pass through Python.
 
 import datetime as dt
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,13 @@ class Query:
         connection: Set where the statements read temporary tables of an open connection.
         describe: What Dagster shows of a partition beside its counts, from a connection and the
             relation of its rows.
+        notes: What the footer of a partition says beside its provenance, by key.
     """
 
     rows: "str | Mapping[str, str]"
     connection: "DuckDBPyConnection | None" = None
     describe: "Describe | None" = None
+    notes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

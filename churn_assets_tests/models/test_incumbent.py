@@ -35,6 +35,7 @@ from churn_assets.models.training_plan import mature_at, needs_graded_fit, train
 from churn_assets.models.training_rows import training_rows
 from churn_assets.stores.artefacts import DamagedArtefact
 from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.partitions import Query
 from churn_assets.stores.staging import write_text
 from churn_assets.training_data.dataset import LABEL_COLUMNS, TRAINING_DATASET
 from churn_assets_tests.conftest import TABLES, make_settings
@@ -155,7 +156,9 @@ def shop(folder: Path, calendar: Calendar, cutoffs: list[dt.date]) -> OfflineSto
                 frame[label.name] = 1 - frame["churned"]
         with store.connect() as connection:
             connection.register("made_up", frame)
-            store.publish(connection, TABLES[TRAINING_DATASET], "FROM made_up", [key], lambda _: {})
+            store.publish(
+                connection, TABLES[TRAINING_DATASET], Query("FROM made_up"), [key], lambda _: {}
+            )
     return store
 
 

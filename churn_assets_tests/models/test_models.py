@@ -42,6 +42,7 @@ from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
 from churn_assets.settings import Settings, SettingsError
 from churn_assets.stores.artefacts import DIGESTS, DamagedArtefact
 from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.partitions import Query
 from churn_assets.stores.tables import Column
 from churn_assets.training_data.dataset import LABEL_COLUMNS, TRAINING_DATASET
 from churn_assets_tests.conftest import GROUPS, TABLES, make_settings, model_runs
@@ -125,7 +126,7 @@ def made_up_store(
             connection.register("made_up", frame)
             written = [group.table for group in GROUPS]
             for table in [*written, TABLES[TRAINING_DATASET]] if key in labeled else written:
-                store.publish(connection, table, "FROM made_up", [key], lambda _: {})
+                store.publish(connection, table, Query("FROM made_up"), [key], lambda _: {})
     return store
 
 

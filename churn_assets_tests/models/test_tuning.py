@@ -24,6 +24,7 @@ from churn_assets.models.training_plan import training_plan
 from churn_assets.models.tuning import FEWEST_FOLDS, MOST_FOLDS, Fold, tune
 from churn_assets.stores.io_manager import OfflineIOManager
 from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.partitions import Query
 from churn_assets.training_data.dataset import TRAINING_DATASET
 from churn_assets_tests.conftest import GROUPS, TABLES, cataloged, model_runs
 from churn_assets_tests.models.test_models import (
@@ -176,7 +177,7 @@ def against_the_hold_out(folder: Path) -> OfflineStore:
         # Without a first purchase the baseline BG/NBD has nothing to fit, which takes long.
         changed = f"SELECT * REPLACE ({turned} AS churned, NULL AS tenure_days) FROM {scan.sql}"
         with store.connect() as connection:
-            store.publish(connection, TABLES[TRAINING_DATASET], changed, [key], lambda _: {})
+            store.publish(connection, TABLES[TRAINING_DATASET], Query(changed), [key], lambda _: {})
     return store
 
 

@@ -49,6 +49,7 @@ from churn_assets.stores.figures import png
 from churn_assets.stores.io_manager import OfflineIOManager
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.pages import markdown_image
+from churn_assets.stores.partitions import Query
 from churn_assets.stores.provenance import current_provenance
 from churn_assets.stores.staging import write_text
 from churn_assets.training_data.dataset import TRAINING_DATASET
@@ -295,7 +296,7 @@ def publish_predictions(store: OfflineStore, key: str, mean: float) -> None:
     )
     with store.connect() as connection:
         connection.register("made_up", frame)
-        store.publish(connection, CHURN_PREDICTIONS, "FROM made_up", [key], lambda _: {})
+        store.publish(connection, CHURN_PREDICTIONS, Query("FROM made_up"), [key], lambda _: {})
 
 
 @pytest.fixture(scope="module")
@@ -442,7 +443,7 @@ def test_a_cutoff_without_customers_has_a_report(own_shop: OfflineStore):
     store = own_shop
     with store.connect() as connection:
         for table in (CHURN_PREDICTIONS, *(group.table for group in GROUPS)):
-            store.publish(connection, table, table.empty(), [LAST], lambda _: {})
+            store.publish(connection, table, Query(table.empty()), [LAST], lambda _: {})
     with running(store) as (run, _):
         result = run(LAST, LAST)
     [event] = result.asset_materializations_for_node(DRIFT_REPORT.name)

@@ -25,6 +25,7 @@ from churn_assets.operations.installation import offline_store
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.settings import Settings
 from churn_assets.stores.identity import AnotherInstallation
+from churn_assets.stores.partitions import Query
 from churn_assets_tests.conftest import GROUPS, make_settings, of_now, online, utc_connection
 
 ONLINE = assets.online_table(GROUPS)
@@ -59,7 +60,7 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
             f"(SELECT unnest({cutoffs})::DATE AS cutoff)"
         )
         with store.connect() as connection:
-            store.publish(connection, table, rows, cutoffs, of_now(settings, table.name))
+            store.publish(connection, table, Query(rows), cutoffs, of_now(settings, table.name))
         with dg.DagsterInstance.ephemeral() as instance:
             for key in cutoffs:
                 contract_checks.accept(
@@ -112,7 +113,9 @@ def test_a_version_without_customers_is_never_served(settings: Settings) -> None
     for name in assets.online_sources(GROUPS):
         table = store.tables[name]
         with store.connect() as connection:
-            store.publish(connection, table, table.empty(), ["2025-08-01"], of_now(settings, name))
+            store.publish(
+                connection, table, Query(table.empty()), ["2025-08-01"], of_now(settings, name)
+            )
     job = sync_job(settings, SYNC)
     with pytest.raises(OnlineStoreError, match="nobody to serve at 2025-08-01"):
         job.execute_in_process(tags=OF_AUGUST)

@@ -25,7 +25,7 @@ from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.settings import Settings
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.parquet import footer
-from churn_assets.stores.partitions import Scan
+from churn_assets.stores.partitions import Query, Scan
 from churn_assets.stores.tables import CUSTOMER_ID, CUTOFF, Column, cutoff_table
 from churn_assets.stores.views import create_views
 from churn_assets_tests.conftest import GROUPS, make_settings, materialize, query
@@ -50,7 +50,7 @@ def numbers(rows: int, cutoffs: list[str], factor: int = 1) -> str:
 
 def publish(store: OfflineStore, select: str, keys: list[str]) -> None:
     with store.connect() as connection:
-        store.publish(connection, NUMBERS, select, keys, lambda key: {"inputs": "x"})
+        store.publish(connection, NUMBERS, Query(select), keys, lambda key: {"inputs": "x"})
 
 
 def contents(folder: Path) -> dict[str, bytes]:

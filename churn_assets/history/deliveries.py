@@ -1,0 +1,177 @@
+"""Deliveries: what a reading of the source adds to the history that was read before.
+
+A row is known from its own time on, or from its `known_at` where the source has that column, except
+where it comes in a file that appeared or changed after its slice was first read: then from the
+moment at which that file was first seen. A row that was read before keeps the moment at which it
+became known. One that the source no longer has stays, with `withdrawn_at`, for the cutoffs that saw
+it. So a late delivery changes nothing for a cutoff that lies before it.
+
+Reading again because rows are read otherwise, after a new parser or another query, is no delivery:
+rows are recognised by their key and keep their moments, and what is no longer read is not there.
+
+With CHURN_END, history is a dump that depends on nothing but itself: only a column `known_at` makes
+rows late, and what is read again takes the place of what was read before.
+"""
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from churn_assets.cutoffs import DAY_US, epoch_us
+from churn_assets.sources.manifest import Seen
+from churn_assets.sources.tables import KNOWN_AT, WITHDRAWN_AT, RawTable
+from churn_assets.stores.pages import markdown
+from churn_assets.stores.sql import quoted, utc
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+# Days up to which rows are counted together as so late.
+LATENESS = (1, 3, 7, 30, 90)
+
+
+@dataclass(frozen=True)
+class EarlierReading:
+    """A slice as it was read before.
+
+    Args:
+        rows: A relation of its rows.
+        first_read: When it was first read, in microseconds since 1970.
+        alike: Whether its rows were read as they are now.
+    """
+
+    rows: str
+    first_read: int
+    alike: bool
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What a reading of a table knows of its source and of earlier readings.
+
+    Args:
+        read_at: The moment of the reading.
+        seen: The files of the table.
+        earlier: The slices that were read before, by key.
+    """
+
+    read_at: dt.datetime
+    seen: Seen
+    earlier: Mapping[str, EarlierReading]
+
+
+def settle_known(
+    connection: "DuckDBPyConnection", raw: RawTable, delivery: Delivery, content: Mapping[str, str]
+) -> None:
+    """Set `known_at` in `parsed_rows`, where slices were read before, and make `earlier_rows`.
+
+    Args:
+        connection: Has `parsed_rows` and `files_seen`.
+        raw: The table.
+        delivery: The reading.
+        content: SQL over `parsed_rows` for each column that was read before.
+    """
+    columns = ", ".join(raw.table.column_names)
+    parts = [
+        f"SELECT {columns}, {reading.first_read} AS first_read, {reading.alike} AS alike "
+        f"FROM {reading.rows}"
+        for reading in delivery.earlier.values()
+    ]
+    slices = ", ".join(
+        f"(DATE '{key}', {reading.first_read}, {reading.alike})"
+        for key, reading in delivery.earlier.items()
+    )
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE earlier_rows AS {' UNION ALL '.join(parts)}")
+    same = " AND ".join(f"{sql} IS NOT DISTINCT FROM was.{name}" for name, sql in content.items())
+    key = " AND ".join(f"{content[name]} IS NOT DISTINCT FROM was.{name}" for name in raw.key)
+    late = f"was.known_at > was.{raw.timestamp}"
+    connection.execute(
+        f"""CREATE OR REPLACE TEMP TABLE settled AS
+        WITH matched AS (
+            SELECT row_number, CASE WHEN alike THEN was.known_at
+                WHEN {late} THEN greatest(parsed_rows.{raw.timestamp}, was.known_at)
+                ELSE parsed_rows.known_at END AS was_known
+            FROM parsed_rows JOIN earlier_rows AS was
+                ON parsed_rows.slice = was.slice AND {key}
+            WHERE reason IS NULL AND was.withdrawn_at IS NULL AND (NOT alike OR ({same}))
+        )
+        SELECT row_number, CASE WHEN was_known IS NOT NULL THEN was_known
+            WHEN NOT is_given AND seen > first_read
+                THEN greatest({raw.timestamp}, make_timestamptz(seen))
+            ELSE known_at END AS known_at
+        FROM (
+            SELECT row_number, {raw.timestamp}, known_at, is_given, first_read, was_known,
+                coalesce(CASE WHEN alike THEN seen_us ELSE first_seen_us END,
+                    {epoch_us(delivery.read_at)}) AS seen
+            FROM parsed_rows
+            JOIN (VALUES {slices}) AS slices (slice, first_read, alike) USING (slice)
+            LEFT JOIN files_seen USING (file)
+            LEFT JOIN matched USING (row_number)
+            WHERE reason IS NULL
+        )"""
+    )
+    connection.execute(
+        "UPDATE parsed_rows SET known_at = settled.known_at FROM settled "
+        "WHERE parsed_rows.row_number = settled.row_number"
+    )
+    connection.execute("DROP TABLE settled")
+
+
+def keep_withdrawn(connection: "DuckDBPyConnection", raw: RawTable, delivery: Delivery) -> None:
+    """Add to `valid_rows` what was read before and is no longer there, with `withdrawn_at`."""
+    names = [n for n in raw.table.column_names if n not in (KNOWN_AT.name, WITHDRAWN_AT.name)]
+    same = " AND ".join(f"now.{name} IS NOT DISTINCT FROM was.{name}" for name in names)
+    columns = ", ".join(raw.table.column_names)
+    connection.execute(
+        f"""INSERT INTO valid_rows BY NAME
+        SELECT {columns} FROM earlier_rows WHERE withdrawn_at IS NOT NULL
+        UNION ALL BY NAME
+        SELECT * REPLACE ({utc(delivery.read_at)} AS withdrawn_at) FROM (
+            SELECT {columns} FROM earlier_rows AS was
+            WHERE withdrawn_at IS NULL AND alike AND NOT EXISTS (
+                SELECT 1 FROM valid_rows AS now WHERE {same}))"""
+    )
+
+
+def files_seen(connection: "DuckDBPyConnection", seen: Seen) -> None:
+    """Make the temporary table `files_seen`: when each file was seen, first and as it is now."""
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE files_seen "
+        "(file VARCHAR, seen_us BIGINT, first_seen_us BIGINT)"
+    )
+    if seen:
+        rows = ", ".join(f"('{quoted(n)}', {f.seen}, {f.first_seen})" for n, f in seen.items())
+        connection.execute(f"INSERT INTO files_seen VALUES {rows}")
+
+
+def lateness(connection: "DuckDBPyConnection", raw: RawTable) -> dict[str, dict[str, object]]:
+    """Per slice of `valid_rows`: how many rows became known late, and by how much."""
+    import dagster as dg
+
+    days = f"(epoch_us(known_at) - epoch_us({raw.timestamp})) / {DAY_US}"
+    counts = ", ".join(
+        f"count(*) FILTER (WHERE late AND behind <= {most} AND behind > {least})"
+        for least, most in zip((0, *LATENESS), (*LATENESS, "'infinity'::DOUBLE"), strict=True)
+    )
+    rows = connection.execute(
+        f"""SELECT CAST(slice AS VARCHAR), count(*), count(*) FILTER (WHERE late),
+            count(withdrawn_at), {counts}
+        FROM (SELECT *, CAST(known_at AS DATE) > CAST({raw.timestamp} AS DATE) AS late, {days} AS behind
+            FROM valid_rows)
+        GROUP BY 1"""
+    ).fetchall()
+    shown: dict[str, dict[str, object]] = {}
+    names = [f"up to {d} days" for d in LATENESS] + ["more"]
+    for key, total, late, withdrawn, *by in rows:
+        if late or withdrawn:
+            shown[key] = {"late_rows": late, "withdrawn_rows": withdrawn}
+        if late:
+            most = max(by)
+            lines = [
+                [name, f"{n:,}", f"{n / total:.2%}", "█" * round(20 * n / most)]
+                for name, n in zip(names, by, strict=True)
+            ]
+            table = markdown(["late by", "rows", "share of the slice", ""], lines)
+            shown[key]["lateness"] = dg.MetadataValue.md(table)
+    return shown
