@@ -157,7 +157,9 @@ def lateness(connection: "DuckDBPyConnection", raw: RawTable) -> dict[str, dict[
     rows = connection.execute(
         f"""SELECT CAST(slice AS VARCHAR), count(*), count(*) FILTER (WHERE late),
             count(withdrawn_at), {counts}
-        FROM (SELECT *, CAST(known_at AS DATE) > CAST({raw.timestamp} AS DATE) AS late, {days} AS behind
+        FROM (
+            SELECT *, {days} AS behind,
+                CAST(known_at AS DATE) > CAST({raw.timestamp} AS DATE) AS late
             FROM valid_rows)
         GROUP BY 1"""
     ).fetchall()

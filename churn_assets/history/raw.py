@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from churn_assets.cutoffs import Calendar, epoch_us, parse_key, utc_now
+from churn_assets.cutoffs import Calendar, utc_now
 from churn_assets.history.deliveries import (
     Delivery,
-    EarlierReading,
     files_seen,
     keep_withdrawn,
     lateness,
@@ -29,7 +28,8 @@ from churn_assets.history.findings import Findings, find, require_times
 from churn_assets.history.formats import find_formats
 from churn_assets.history.parsing import parse_query, times_query
 from churn_assets.history.quarantine import QUARANTINED_ROWS, quarantine_metadata
-from churn_assets.sources.manifest import Seen, files_digest, look, record, with_spans
+from churn_assets.history.readings import earlier_readings, noted
+from churn_assets.sources.manifest import look, record, with_spans
 from churn_assets.sources.rows import OURS
 from churn_assets.sources.source import Source, SourceTable
 from churn_assets.sources.synthetic import Synthetic
@@ -37,10 +37,10 @@ from churn_assets.sources.tables import EVENTS, KNOWN_AT, RAW_TABLES, WITHDRAWN_
 from churn_assets.stores.catalog import OPENS_AT_START, RAW
 from churn_assets.stores.erased import Erased
 from churn_assets.stores.offline import OfflineStore
-from churn_assets.stores.parquet import footer, row_count
+from churn_assets.stores.parquet import row_count
 from churn_assets.stores.partitions import Query
-from churn_assets.stores.provenance import current_provenance, provenances
-from churn_assets.stores.tables import Table, sql_version
+from churn_assets.stores.provenance import provenances
+from churn_assets.stores.tables import Table
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -332,53 +332,6 @@ def keep_rejected(
         f"INSERT INTO rejected_rows FROM {store.unchecked(QUARANTINED_ROWS, present).sql} "
         f"WHERE source NOT IN ({names})"
     )
-
-
-def earlier_readings(
-    store: OfflineStore, raw_table: RawTable, source: SourceTable, keys: Sequence[str]
-) -> dict[str, EarlierReading]:
-    """Those of the slices that were read before, and how."""
-    table = raw_table.table
-    found: dict[str, EarlierReading] = {}
-    for key in keys:
-        if not store.has(table, key):
-            continue
-        path = store.path(table, key)
-        said = footer(path)
-        # Of version 0.1 and of a dump, which say nothing, the file is as old as the reading.
-        first_read = said.notes.get("first_read") or path.stat().st_mtime_ns // 1000
-        alike = said.notes.get("query") == query_digest(source) and (
-            said.provenance == current_provenance(store, table.name, key)
-        )
-        rows = store.unchecked(table, [key]).sql
-        found[key] = EarlierReading(rows, int(first_read), alike)
-    return found
-
-
-def noted(
-    delivery: Delivery, seen: Seen, source: SourceTable, calendar: Calendar, key: str
-) -> dict[str, str]:
-    """What the footer of a slice says of how it was read: see `stores.parquet.NOTES`."""
-    earlier = delivery.earlier.get(key)
-    return {
-        "first_read": str(earlier.first_read if earlier else epoch_us(delivery.read_at)),
-        "files": files_digest(seen, *files_window(calendar, key)),
-        "query": query_digest(source),
-    }
-
-
-def files_window(calendar: Calendar, key: str) -> tuple[int, int]:
-    """The times, in microseconds since 1970, of rows that are kept with a slice.
-
-    Rows from before CHURN_START are kept with the first one.
-    """
-    begin, end = calendar.slice_window(key)
-    return (0 if parse_key(key) == calendar.first_slice else epoch_us(begin)), epoch_us(end)
-
-
-def query_digest(source: SourceTable) -> str:
-    """What tells a query from another; empty without one."""
-    return sql_version(source.query) if source.query else ""
 
 
 def stored_rows(store: OfflineStore, raw_table: RawTable, keys: Sequence[str]) -> dict[str, int]:

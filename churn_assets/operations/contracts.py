@@ -1,23 +1,24 @@
 """Data contracts: what must hold of a partition before anything is made from it.
 
-The rules of a table follow from its declaration. A rule is one query over all partitions of a run.
+The rules of a table follow from its declaration. Most have a condition beside them that holds of
+nearly every partition, and one pass over a table's rows looks at the conditions of all its rules.
+Where one does not hold, the rule's query says what is wrong, if anything is.
 Who asks for the verdict, and what it holds back, is in `operations.gate`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from churn_assets.cutoffs import Calendar, midnight, parse_key
+from churn_assets.cutoffs import midnight, parse_key
 from churn_assets.features import feature_groups
 from churn_assets.features.group import FeatureGroup
-from churn_assets.features.queries import population
 from churn_assets.history.quarantine import QUARANTINED_ROWS
-from churn_assets.history.rollups import DAILY_ACTIVITY
+from churn_assets.operations.extents import extents
+from churn_assets.operations.populations import equals_population
+from churn_assets.operations.subjects import Findings, Subject, asked
 from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
 from churn_assets.sources.tables import KNOWN_AT, RAW_TABLES, WITHDRAWN_AT, RawTable
-from churn_assets.stores.offline import OfflineStore
-from churn_assets.stores.sql import quoted
 from churn_assets.stores.tables import Column, Table
 from churn_assets.training_data.dataset import TRAINING_DATASET
 from churn_assets.training_data.labels import CHURN_LABELS, SATISFACTION_CHURN_LABELS
@@ -29,58 +30,24 @@ LEAST_CHURN, MOST_CHURN = 0.01, 0.99
 
 
 @dataclass(frozen=True)
-class Subject:
-    """Partitions of a table, as a rule sees them.
-
-    Args:
-        store: To read other tables.
-        calendar: Where partitions lie.
-        table: The table.
-        keys: The partitions; `None` for a whole table.
-    """
-
-    store: OfflineStore
-    calendar: Calendar
-    table: Table
-    keys: Sequence[str | None]
-
-    @property
-    def rows(self) -> str:
-        """A relation of the partitions' rows, with the partition's key as `part`."""
-        files = ", ".join(f"'{quoted(self.store.path(self.table, key))}'" for key in self.keys)
-        return (
-            f"(SELECT * EXCLUDE (_path), regexp_extract(_path, '=([0-9-]+)/[^/]*$', 1) AS part "
-            f"FROM ({self.table.empty()} UNION ALL BY NAME FROM "
-            f"read_parquet([{files}], hive_partitioning = false, filename = '_path')))"
-        )
-
-    @property
-    def cutoffs(self) -> list[str]:
-        return [key for key in self.keys if key is not None]
-
-    def slices(self, table: Table, before: str) -> str:
-        """A relation of a rollup's rows in the slices that begin before a cutoff."""
-        return self.store.unchecked(table, self.store.earlier(table, before)).sql
-
-
-@dataclass(frozen=True)
 class Rule:
     """One thing that must hold.
-
-    A query selects `part` and what was found, one column per kind of finding: a count, or words.
-    0, NULL, and a partition without a row have passed.
 
     Args:
         name: Short, for messages.
         description: For people.
-        query: What holds a partition back; None for a rule that only warns.
+        find: What holds a partition back; None for a rule that only warns.
         warning: What is worth a look and holds nothing back.
+        holds: A condition for `subjects.cleared`: nothing is found where it is true. It need not be
+            true wherever nothing is found, and costs less than to ask. None where there is no such
+            condition.
     """
 
     name: str
     description: str
-    query: Callable[[Subject], str] | None
-    warning: Callable[[Subject], str] | None = None
+    find: Callable[[Subject], Findings] | None
+    warning: Callable[[Subject], Findings] | None = None
+    holds: Callable[[Subject], str] | None = None
 
 
 # Raw files of version 0.1 do not have them: their rows count as known when they happened.
@@ -123,21 +90,36 @@ def _holds_whole(found: str, declared: str) -> bool:
 
 def primary_key(subject: Subject) -> str:
     """Keys that are not unique, lack a value, or belong to another partition than the file."""
-    table = subject.table
-    optional = (table.optional_key, *SINCE_0_2)
-    missing = " OR ".join(f"{c} IS NULL" for c in table.key if c not in optional)
-    own = f"coalesce(CAST({table.partitioned_by} AS VARCHAR), '')" if table.partitioned_by else "''"
     return f"""
         SELECT part,
             count(*) FILTER (WHERE copies > 1) AS "keys of several rows",
             count(*) FILTER (WHERE missing) AS "keys with a NULL",
             count(*) FILTER (WHERE strays) AS "keys of another partition"
         FROM (
-            SELECT part, count(*) AS copies, bool_or({missing}) AS missing,
-                bool_or({own} <> part) AS strays
-            FROM {subject.rows} GROUP BY part, {", ".join(table.key)}
+            SELECT part, count(*) AS copies, bool_or({_lacks_key(subject.table)}) AS missing,
+                bool_or({_is_stray(subject.table)}) AS strays
+            FROM {subject.rows} GROUP BY part, {", ".join(subject.table.key)}
         ) GROUP BY part
     """
+
+
+def keys_ascend(subject: Subject) -> str:
+    """Whether a file is sorted by a unique key, as those are that the store has written."""
+    return (
+        "count(*) FILTER (WHERE ascends IS NOT true) = 1 AND count(*) FILTER "
+        f"(WHERE {_lacks_key(subject.table)} OR {_is_stray(subject.table)}) = 0"
+    )
+
+
+def _lacks_key(table: Table) -> str:
+    optional = (table.optional_key, *SINCE_0_2)
+    return " OR ".join(f"{column} IS NULL" for column in table.key if column not in optional)
+
+
+def _is_stray(table: Table) -> str:
+    """Of a row that belongs to another partition than `part`."""
+    own = f"coalesce(CAST({table.partitioned_by} AS VARCHAR), '')" if table.partitioned_by else "''"
+    return f"{own} <> part"
 
 
 def values(subject: Subject) -> str:
@@ -145,72 +127,79 @@ def values(subject: Subject) -> str:
     counts = [
         f'count(*) FILTER (WHERE {" OR ".join(limits)}) AS "{column.name}"'
         for column in subject.table.columns
-        if (limits := _limits(column))
+        if (limits := _limits(column, column.name, column.name))
     ]
     return f"SELECT {', '.join(['part', *counts])} FROM {subject.rows} GROUP BY part"
 
 
-def _limits(column: Column) -> list[str]:
-    """What must not be true of a value."""
-    return [
-        *([f"NOT isfinite({column.name})"] if column.dtype == "DOUBLE" else []),
-        *([f"{column.name} < {column.minimum}"] if column.minimum is not None else []),
-        *([f"{column.name} > {column.maximum}"] if column.maximum is not None else []),
-    ]
+def extremes_within(subject: Subject) -> str:
+    """Whether the least and the greatest value of each column are finite and within its limits.
 
-
-def equals_population(subject: Subject) -> str:
-    """Customers of the population without a row, and rows of other customers."""
-    activity = subject.slices(DAILY_ACTIVITY, max(subject.cutoffs))
-    populations = [
-        f"SELECT customer_id, DATE '{key}' AS cutoff FROM ("
-        f"{population(activity, parse_key(key), subject.calendar.lookback_days)})"
-        for key in subject.cutoffs
-    ]
-    return f"""
-        WITH population AS ({" UNION ALL ".join(populations)})
-        SELECT coalesce(CAST(population.cutoff AS VARCHAR), part) AS part,
-            count(*) FILTER (WHERE found.customer_id IS NULL) AS "customers without a row",
-            count(*) FILTER (WHERE population.customer_id IS NULL) AS "customers too many"
-        FROM population
-        FULL JOIN (SELECT DISTINCT part, customer_id FROM {subject.rows}) AS found
-            ON found.customer_id = population.customer_id
-            AND found.part = CAST(population.cutoff AS VARCHAR)
-        GROUP BY 1
+    NaN is the greatest number. A column without a value has no extremes, and nothing beyond them.
     """
+    beyond = [
+        limit
+        for column in subject.table.columns
+        for limit in _limits(column, f"min({column.name})", f"max({column.name})")
+    ]
+    return f"({' OR '.join(beyond)}) IS NOT true"
+
+
+def _limits(column: Column, least: str, greatest: str) -> list[str]:
+    """What must not be true of the least and the greatest of some values."""
+    return [
+        *(
+            [f"NOT isfinite({v})" for v in dict.fromkeys([least, greatest])]
+            if column.dtype == "DOUBLE"
+            else []
+        ),
+        *([f"{least} < {column.minimum}"] if column.minimum is not None else []),
+        *([f"{greatest} > {column.maximum}"] if column.maximum is not None else []),
+    ]
 
 
 def within_slice(subject: Subject) -> str:
     """Rows that tell of moments after their slice, or before it."""
+    moment = subject.table.moment
+    begins, ends = _bounds(subject)
+    return f"""
+        SELECT part,
+            count(*) FILTER (WHERE {moment} >= {ends}) AS "rows of after the slice",
+            count(*) FILTER (WHERE {moment} < {begins}) AS "rows of before the slice"
+        FROM {subject.rows} GROUP BY part
+    """
+
+
+def moments_within(subject: Subject) -> str:
+    """Whether the first and the last moment of a slice's rows are within it."""
+    moment = subject.table.moment
+    begins, ends = _bounds(subject)
+    return f"(max({moment}) >= {ends} OR min({moment}) < {begins}) IS NOT true"
+
+
+def _bounds(subject: Subject) -> tuple[str, str]:
+    """SQL for the instants at which the slice `part` begins, NULL for any, and ends."""
     first = subject.calendar.first_slice.isoformat()
-    windows = []
+    begins, ends = [], []
     for key in subject.cutoffs:
         begin, end = subject.calendar.slice_window(key)
         # Profile versions of before history began belong to its first slice.
         since = "NULL" if key == first else str(int(begin.timestamp()) * 1_000_000)
-        windows.append(f"('{key}', {since}, {int(end.timestamp() * 1_000_000)})")
-    return f"""
-        SELECT part,
-            count(*) FILTER (WHERE {subject.table.moment} >= ends) AS "rows of after the slice",
-            count(*) FILTER (WHERE {subject.table.moment} < begins) AS "rows of before the slice"
-        FROM {subject.rows} AS found
-        JOIN (VALUES {", ".join(windows)}) AS windows (part, begins, ends) USING (part)
-        GROUP BY part
-    """
+        begins.append(f"WHEN '{key}' THEN {since}")
+        ends.append(f"WHEN '{key}' THEN {int(end.timestamp() * 1_000_000)}")
+    return f"CASE part {' '.join(begins)} END", f"CASE part {' '.join(ends)} END"
 
 
 def no_future(group: FeatureGroup) -> Callable[[Subject], str]:
-    """Rows of the group's sources that tell of moments at or after the cutoff."""
+    """Slices of the group's sources that tell of moments at or after the cutoff."""
 
     def query(subject: Subject) -> str:
-        last = max(subject.cutoffs)
-        moments = " UNION ALL ".join(
-            f"SELECT slice, max({table.moment}) AS newest FROM {subject.slices(table, last)} "
-            "GROUP BY slice"
-            for table in map(
-                subject.store.tables.__getitem__, group.rollup_days(subject.calendar.lookback_days)
-            )
-        )
+        newest = [
+            (path.parent.name.partition("=")[2], moment)
+            for name in group.rollup_days(subject.calendar.lookback_days)
+            for path, moment in _newest(subject, subject.store.tables[name]).items()
+        ]
+        moments = ", ".join(f"('{key}', {moment})" for key, moment in newest)
         cutoffs = ", ".join(
             f"('{key}', {int(midnight(parse_key(key)).timestamp()) * 1_000_000})"
             for key in subject.cutoffs
@@ -218,12 +207,19 @@ def no_future(group: FeatureGroup) -> Callable[[Subject], str]:
         return f"""
             SELECT part, count(*) AS "slices that tell of moments after the cutoff"
             FROM (VALUES {cutoffs}) AS cutoffs (part, cutoff_us)
-            JOIN ({moments}) AS sources
-                ON CAST(slice AS VARCHAR) < part AND newest >= cutoff_us
+            JOIN (VALUES {moments or "('', NULL)"}) AS sources (slice, newest)
+                ON slice < part AND newest >= cutoff_us
             GROUP BY part
         """
 
     return query
+
+
+def _newest(subject: Subject, table: Table) -> dict[Path, int]:
+    """The newest moment of each slice that tells of one."""
+    assert table.moment is not None, f"{table.name} is partitioned by slice and has no moment"
+    found = extents(subject.connection, subject.slices(table, max(subject.cutoffs)), table.moment)
+    return {path: newest for path, (_, newest) in found.items() if newest is not None}
 
 
 def quarantined_share(raw: RawTable, above: float, up_to: float = 1.0) -> Callable[[Subject], str]:
@@ -250,11 +246,16 @@ def quarantined_share(raw: RawTable, above: float, up_to: float = 1.0) -> Callab
 
 
 def label_balance(subject: Subject) -> str:
+    """The share of customers who churned, where it is one-sided."""
     return f"""
         SELECT part, printf('%.1f %%', 100 * avg(churned)) AS "customers who churned"
         FROM {subject.rows} GROUP BY part
-        HAVING avg(churned) NOT BETWEEN {LEAST_CHURN} AND {MOST_CHURN}
+        HAVING NOT {labels_are_balanced(subject)}
     """
+
+
+def labels_are_balanced(_: Subject) -> str:
+    return f"(avg(churned) BETWEEN {LEAST_CHURN} AND {MOST_CHURN})"
 
 
 _POPULATION = Rule(
@@ -262,8 +263,18 @@ _POPULATION = Rule(
     "One row for each customer with an event in the lookback, and for nobody else.",
     equals_population,
 )
-_VALUES = Rule("values", "Numbers are finite and within their declared limits.", values)
-_OF_SLICES = Rule("no_future_data", "No row tells of a moment outside its slice.", within_slice)
+_VALUES = Rule(
+    "values",
+    "Numbers are finite and within their declared limits.",
+    asked(values),
+    holds=extremes_within,
+)
+_OF_SLICES = Rule(
+    "no_future_data",
+    "No row tells of a moment outside its slice.",
+    asked(within_slice),
+    holds=moments_within,
+)
 _BY_TABLE: dict[str, list[Rule]] = {
     **{
         raw.table.name: [
@@ -271,8 +282,8 @@ _BY_TABLE: dict[str, list[Rule]] = {
                 "quarantine_rate",
                 f"At most {QUARANTINE_ERROR:.0%} of the slice's rows are in quarantine; a warning "
                 f"above {QUARANTINE_WARN:.0%}.",
-                quarantined_share(raw, QUARANTINE_ERROR),
-                quarantined_share(raw, QUARANTINE_WARN, QUARANTINE_ERROR),
+                asked(quarantined_share(raw, QUARANTINE_ERROR)),
+                asked(quarantined_share(raw, QUARANTINE_WARN, QUARANTINE_ERROR)),
             ),
         ]
         for raw in RAW_TABLES
@@ -283,7 +294,7 @@ _BY_TABLE: dict[str, list[Rule]] = {
             Rule(
                 "no_future_data",
                 "Everything that the features are made from happened before the cutoff.",
-                no_future(group),
+                asked(no_future(group)),
             ),
         ]
         # Review vectors add features to a group, no sources: its rules are the same.
@@ -295,7 +306,8 @@ _BY_TABLE: dict[str, list[Rule]] = {
             "label_balance",
             f"Between {LEAST_CHURN:.0%} and {MOST_CHURN:.0%} of the customers churned.",
             None,
-            label_balance,
+            asked(label_balance),
+            holds=labels_are_balanced,
         ),
     ],
     SATISFACTION_CHURN_LABELS.name: [_POPULATION],
@@ -312,9 +324,10 @@ def rules_of(table: Table) -> list[Rule]:
             "primary_key",
             f"{', '.join(table.primary_key)}: unique, not NULL"
             f"{f' but {table.optional_key}' if table.optional_key else ''}, of this partition.",
-            primary_key,
+            asked(primary_key),
+            holds=keys_ascend,
         ),
-        *([_VALUES] if any(map(_limits, table.columns)) else []),
+        *([_VALUES] if any(_limits(c, c.name, c.name) for c in table.columns) else []),
         *([_OF_SLICES] if table.moment else []),
         *_BY_TABLE.get(table.name, []),
     ]

@@ -6,19 +6,17 @@ rule is broken. A content without a verdict is audited in that moment, so neithe
 killed between writing and checking nor a file that was replaced by hand makes a way around.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from churn_assets.cutoffs import Calendar
-from churn_assets.operations.contracts import SCHEMA, Subject, rules_of, schema_findings
+from churn_assets.operations.contracts import SCHEMA, Rule, rules_of, schema_findings
+from churn_assets.operations.subjects import Subject, cleared
 from churn_assets.stores.digests import file_digest
 from churn_assets.stores.offline import OfflineStore
+from churn_assets.stores.parquet import row_count
 from churn_assets.stores.tables import Table
 from churn_assets.stores.verdicts import Verdict, current_verdict, read_verdict, write_verdict
-
-if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection
 
 
 class HeldBack(ValueError):
@@ -42,11 +40,11 @@ def audit(
             failures[key][SCHEMA.name] = found
     sound = [key for key in keys if not failures[key]]
     if sound:
-        subject = Subject(store, calendar, table, sound)
         with store.connect() as connection:
-            for rule in rules:
-                for query, found_by in ((rule.query, failures), (rule.warning, warnings)):
-                    for key, words in _findings(connection, query, subject):
+            subject = Subject(store, calendar, table, sound, connection)
+            for rule, unclear in _unclear(subject, rules):
+                for find, found_by in ((rule.find, failures), (rule.warning, warnings)):
+                    for key, words in find(unclear) if find else ():
                         found_by[key][rule.name] = words
     verdicts = {key: Verdict(contents[key], names, failures[key], warnings[key]) for key in keys}
     for key, verdict in verdicts.items():
@@ -57,16 +55,16 @@ def audit(
     return verdicts
 
 
-def _findings(
-    connection: "DuckDBPyConnection", query: Callable[[Subject], str] | None, subject: Subject
-) -> Iterator[tuple[str | None, str]]:
-    """What a query found, by partition."""
-    if query is None:
-        return
-    for row in connection.sql(query(subject)).to_arrow_table().to_pylist():
-        key = row.pop("part") or None
-        if findings := [f"{what}: {found}" for what, found in row.items() if found]:
-            yield key, ", ".join(findings)
+def _unclear(subject: Subject, rules: Sequence[Rule]) -> Iterator[tuple[Rule, Subject]]:
+    """The rules that have to be asked, each with the partitions of which one pass told nothing."""
+    conditions = {rule.name: rule.holds(subject) for rule in rules if rule.holds}
+    held = cleared(subject, conditions)
+    # Conditions are of partitions with rows. Without one there is nothing that they could break.
+    empty = {k for k in subject.keys if row_count(subject.store.path(subject.table, k)) == 0}
+    for rule in rules:
+        clear = held[rule.name] | empty if rule.name in conditions else set()
+        if keys := [key for key in subject.keys if key not in clear]:
+            yield rule, subject.only(keys)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import datetime as dt
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -200,6 +201,13 @@ EVENTS = st.lists(
 )
 
 
+THOUSANDS = re.compile(r"\d{1,3}[.]\d{3}( €)?")
+
+
+def numbers_of(cells: Cells) -> list[str | None]:
+    return [cell[name] for cell in cells for name in ("quantity", "amount")]
+
+
 def is_as_it_happened(row: Row, event: Event, step: dt.timedelta) -> bool:
     at = EPOCH + (event.at - EPOCH) // step * step
     return row == {
@@ -242,6 +250,9 @@ def test_a_delivery_comes_back_or_is_told(
     except UnicodeEncodeError:
         event("cannot be written")
         return  # nobody can write this in that encoding
+    if "json" in writer and all(map(THOUSANDS.fullmatch, filter(None, numbers_of(cells)))):
+        event("nobody can tell: JSON has a decimal point, and 1.000 may be one")
+        return
     if ending == ".parquet":
         packed = ""
     (folder / f"events{ending}{packed}").write_bytes(PACKED[packed](data))
