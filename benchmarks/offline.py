@@ -265,12 +265,12 @@ def compare(ours: str, theirs: str, tables: Sequence[Table]) -> int:
             f"SELECT count(*), min({who}) FILTER (WHERE NOT ({both})), {', '.join(firsts)} "
             f"FROM {joined}"
         ).fetchall()[0]
+        if lone:
+            raise SystemExit(f"Only one side has {lone}.")
         for side in (ours, theirs):
             (count,) = connection.sql(f"SELECT count(*) FROM ({side})").fetchall()[0]
-            if lone or count != rows:
-                raise SystemExit(
-                    f"{rows:,} rows joined, {count:,} of one side: see {lone or 'twice the same'}."
-                )
+            if count != rows:
+                raise SystemExit(f"{count:,} rows join to {rows:,}: one side has a row twice.")
         for name, first in zip(kinds, found, strict=True):
             if first:
                 values = connection.sql(
@@ -365,9 +365,10 @@ def pairs(
 
 def own(case: Case, end: dt.date, stages: Sequence[str], one_more: bool) -> list[str]:
     """The command that runs our stages."""
-    command = f"{sys.executable} -m benchmarks.offline --customers {case.customers} --cadence"
-    options = f"{case.cadence} --cutoffs {case.cutoffs} {'--one-more' * one_more} --make {end}"
-    return [*command.split(), *options.split(), *stages, "--work", str(case.work)]
+    command = [sys.executable, "-m", "benchmarks.offline", "--work", str(case.work)]
+    command += ["--customers", str(case.customers), "--cadence", case.cadence]
+    command += ["--cutoffs", str(case.cutoffs), *(["--one-more"] if one_more else [])]
+    return [*command, "--make", str(end), *stages]
 
 
 def beside_polars(case: Case, runs: int) -> None:
