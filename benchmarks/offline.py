@@ -305,7 +305,7 @@ def compare_with_polars(case: Case) -> str:
             theirs = f"FROM read_parquet('{case.polars / folder / key}.parquet')"
             values += compare(ours_of(case, [t.name for t in tables], [key]), theirs, tables)
     cutoffs, labels = len(keys["features"]), len(keys["training_data"])
-    return f"{values:,} values of {cutoffs} cutoffs, {labels} with labels"
+    return f"{values:,} values (cutoffs with features: {cutoffs}, with labels: {labels})"
 
 
 def write_feast_input(case: Case, folder: Path, keys: Sequence[str]) -> None:
@@ -328,7 +328,7 @@ def compare_with_feast(case: Case, path: Path) -> str:
     labels = case.keys(case.end, False)["training_data"]
     names = [c.name for table in tables for c in table.columns if c.name not in KEY]
     ours = f"SELECT {', '.join((*KEY, *names))} FROM ({ours_of(case, [TRAINING_DATASET], labels)})"
-    return f"{compare(ours, theirs, tables):,} values of {len(labels)} cutoffs"
+    return f"{compare(ours, theirs, tables):,} values (cutoffs: {len(labels)})"
 
 
 def pairs(
