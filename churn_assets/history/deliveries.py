@@ -83,18 +83,19 @@ def settle_known(
         for key, reading in delivery.earlier.items()
     )
     connection.execute(f"CREATE OR REPLACE TEMP TABLE earlier_rows AS {' UNION ALL '.join(parts)}")
-    same = " AND ".join(f"{sql} IS NOT DISTINCT FROM was.{name}" for name, sql in content.items())
-    key = " AND ".join(f"{content[name]} IS NOT DISTINCT FROM was.{name}" for name in raw.key)
-    late = f"was.known_at > was.{raw.timestamp}"
+    same = " AND ".join(f"now.{name} IS NOT DISTINCT FROM was.{name}" for name in content)
+    key = " AND ".join(f"now.{name} IS NOT DISTINCT FROM was.{name}" for name in raw.key)
+    valid = ", ".join(f"{sql} AS {name}" for name, sql in content.items())
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE settled AS
         WITH matched AS (
             SELECT row_number, CASE WHEN alike THEN was.known_at
-                WHEN {late} THEN greatest(parsed_rows.{raw.timestamp}, was.known_at)
-                ELSE parsed_rows.known_at END AS was_known
-            FROM parsed_rows JOIN earlier_rows AS was
-                ON parsed_rows.slice = was.slice AND {key}
-            WHERE reason IS NULL AND was.withdrawn_at IS NULL AND (NOT alike OR ({same}))
+                WHEN was.known_at > was.{raw.timestamp}
+                    THEN greatest(now.{raw.timestamp}, was.known_at)
+                ELSE now.known_at END AS was_known
+            FROM (SELECT row_number, known_at, {valid} FROM parsed_rows WHERE reason IS NULL) AS now
+            JOIN earlier_rows AS was ON now.slice = was.slice AND {key}
+            WHERE was.withdrawn_at IS NULL AND (NOT alike OR ({same}))
         )
         SELECT row_number, CASE WHEN was_known IS NOT NULL THEN was_known
             WHEN NOT is_given AND seen > first_read
