@@ -94,7 +94,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             *sync.checks(groups, calendar, store),
         ],
         jobs=stage_jobs,
-        schedules=[automation.ingestion_schedule(calendar, store, raw_assets)],
+        schedules=[automation.ingestion_schedule(calendar, store, raw_assets, source)],
         sensors=[
             automation.condition_sensor(),
             remaking.sensor(lambda: definitions, store, calendar, stage_jobs),

@@ -58,6 +58,7 @@ def backfill(
     if stale and (first or last or newest or names):
         raise ValueError("--stale goes alone: it finds the stages and partitions by itself.")
     from churn_assets.definitions import build_definitions
+    from churn_assets.history.readings import notice_deliveries
     from churn_assets.monitoring.inventory import inventory, with_catalog
     from churn_assets.operations import plans, remarks
     from churn_assets.operations.backfill import BackfillFailed, run_batch
@@ -65,6 +66,7 @@ def backfill(
     from churn_assets.operations.installation import offline_store
     from churn_assets.operations.instance import dagster_instance
     from churn_assets.operations.progress import shown_progress
+    from churn_assets.sources import open_source
     from churn_assets.stores.identity import identify
     from churn_assets.stores.views import write_views
 
@@ -86,6 +88,7 @@ def backfill(
     console = terminal()
     with dagster_instance(settings) as instance:
         forget_what_is_to_come(store, instance, now)
+        notice_deliveries(open_source(settings), store, calendar, now)
         batches = (
             plans.refresh_batches(defs, store, calendar, instance, now)
             if stale

@@ -281,7 +281,7 @@ def assets(
                     connection, raw_table, source_table, calendar, keys, erased, delivery
                 )
                 seen = with_spans(seen, findings.spans)
-                record(store.home, raw_table.source_name, seen)
+                seen = record(store.home, raw_table.source_name, seen)
                 counts = connection.execute(
                     "SELECT CAST(slice AS VARCHAR), count(*) FROM valid_rows GROUP BY 1"
                 ).fetchall()

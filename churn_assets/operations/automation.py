@@ -1,9 +1,10 @@
 """How the graph runs itself: a schedule brings raw slices in, conditions do everything after that.
 
-When a period ends, the schedule ingests every slice that is missing, and again those that were read
-before they were over or are held back. From there each asset waits
-for what it depends on: rollups, then features of the new cutoff, labels and training data of the
-cutoff that has just matured, then models, predictions and the online sync. Each partition is
+Every night the schedule ingests each slice that is missing, and again those that were read before
+they were over, are held back, or have rows in files that were delivered since. From there each
+asset waits for what it depends on: rollups, then features of the new cutoff, labels and training
+data of the cutoff that has just matured, then models, predictions and the online sync. Rollups
+follow a slice that is read again; what was made for earlier cutoffs does not change. A partition is
 requested once; one that failed is left for a person to look at. The inventory is taken every hour.
 
 History from before the automation was switched on is not requested: `churn backfill` or a backfill
@@ -16,10 +17,14 @@ from collections.abc import Callable
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, utc_now
+from churn_assets.history.readings import notice_deliveries
+from churn_assets.history.topic_model import TOPIC_MODEL
 from churn_assets.monitoring.inventory import held_back_partitions
 from churn_assets.monitoring.staleness import read_otherwise
 from churn_assets.operations.forgetting import forget_what_is_to_come
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
+from churn_assets.operations.redefinition import slices_of_deliveries
+from churn_assets.sources.source import Source
 from churn_assets.stores.offline import OfflineStore
 
 # Minutes after midnight UTC: late rows of the last day have arrived, people are still asleep.
@@ -37,6 +42,16 @@ ON_UPDATE = (
     dg.AutomationCondition.any_deps_updated().since_last_handled()
     & ~dg.AutomationCondition.any_deps_in_progress()
 ).with_label("on_updated_partition")
+
+# A slice that is read again has other rows. A topic model is another only if a person says so.
+ON_DELIVERY = (
+    (
+        dg.AutomationCondition.missing().newly_true()
+        | dg.AutomationCondition.any_deps_updated().ignore(dg.AssetSelection.assets(TOPIC_MODEL))
+    ).since_last_handled()
+    & ~dg.AutomationCondition.any_deps_missing()
+    & ~dg.AutomationCondition.any_deps_in_progress()
+).with_label("on_missing_or_delivered_partition")
 
 # Time alone makes partitions missing, and a deployed change makes them stale.
 HOURLY = dg.AutomationCondition.on_cron("0 * * * *")
@@ -61,7 +76,8 @@ def with_conditions(assets: list[dg.AssetsDefinition]) -> list[dg.AssetsDefiniti
     def automate(spec: dg.AssetSpec) -> dg.AssetSpec:
         if spec.group_name == "raw":
             return spec
-        condition = CONDITIONS.get(spec.key.path[-1], ON_MISSING)
+        otherwise = ON_DELIVERY if spec.group_name == "rollups" else ON_MISSING
+        condition = CONDITIONS.get(spec.key.path[-1], otherwise)
         return spec.replace_attributes(automation_condition=condition)
 
     return [dg.map_asset_specs(automate, [asset])[0] for asset in assets]
@@ -73,7 +89,8 @@ def slices_to_read(
     """The slices that have ended and are to be read, in order.
 
     Those of which a raw table is missing, those of which something else was read than belongs to
-    them, such as half of one, and those that are held back, because their source may be mended.
+    them, such as half of one, those of which something was delivered since, and those that are held
+    back, because their source may be mended.
     """
     ended = set(calendar.keys(calendar.slices, now))
     wanted = set[str]()
@@ -83,6 +100,7 @@ def slices_to_read(
         have = {key for key in ended & set(recorded) if store.has(table, key)}
         wanted |= ended - have
         wanted |= read_otherwise(store, name, have)
+        wanted |= slices_of_deliveries(store, calendar, name, have)
         wanted |= held_back_partitions(store, table, have)
     return sorted(wanted)
 
@@ -91,6 +109,7 @@ def ingestion_schedule(
     calendar: Calendar,
     store: OfflineStore,
     raw_assets: list[dg.AssetsDefinition],
+    source: Source,
     clock: Callable[[], dt.datetime] = utc_now,
 ) -> dg.ScheduleDefinition:
     """Requests every slice that has ended and is to be read, contiguous ones in one run.
@@ -99,6 +118,7 @@ def ingestion_schedule(
         calendar: Where partitions lie.
         store: Where files are, and the catalog.
         raw_assets: What it requests.
+        source: Where files are delivered.
         clock: Tells what is still to come; a tick may be evaluated later than it was due.
     """
     selection = [key for asset in raw_assets for key in asset.keys]
@@ -109,13 +129,14 @@ def ingestion_schedule(
         target=dg.AssetSelection.assets(*selection),
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Ingests every slice that has ended and is missing, half or held back.",
+        description="Ingests every slice that is missing, half, held back, or has late rows.",
     )
     def ingest_missing_slices(
         context: dg.ScheduleEvaluationContext,
     ) -> list[dg.RunRequest] | dg.SkipReason:
         now, instance = context.scheduled_execution_time, context.instance
         forget_what_is_to_come(store, instance, clock())
+        notice_deliveries(source, store, calendar, clock())
         missing = slices_to_read(store, calendar, instance, now)
         if not missing:
             ended = calendar.keys(calendar.slices, now)

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from churn_assets.cutoffs import Calendar
+from churn_assets.history.readings import delivered_since
 from churn_assets.monitoring.inventory import held_back_partitions, present_partitions
 from churn_assets.monitoring.staleness import read_otherwise, redefined, sources
+from churn_assets.sources.tables import RAW_TABLES
 from churn_assets.stores.catalog import WHOLE, Catalog
 from churn_assets.stores.offline import OfflineStore
 
@@ -27,7 +30,8 @@ class Survey:
         present: The partitions that are there.
         redefined: Those of them that are redefined.
         to_read: The raw slices to be read again whatever is missing: those of which something else
-            was read than belongs to them, and those that are held back, whose source may be mended.
+            was read than belongs to them, those of which files were delivered since, and those that
+            are held back, whose source may be mended.
     """
 
     catalog: Catalog
@@ -54,8 +58,20 @@ def survey(
         other[name] = redefined(store, name, keys, sources(store, instance, name))
         if catalog.is_raw(name):
             held_back = held_back_partitions(store, store.tables[name], keys)
-            to_read[name] = held_back | read_otherwise(store, name, keys)
+            delivered = slices_of_deliveries(store, catalog.calendar, name, keys)
+            to_read[name] = held_back | read_otherwise(store, name, keys) | delivered
     return Survey(catalog, present, other, to_read)
+
+
+def slices_of_deliveries(
+    store: OfflineStore, calendar: Calendar, asset: str, keys: Collection[str]
+) -> frozenset[str]:
+    """Those of the slices of a raw asset that have rows in files which were delivered since.
+
+    What `notice_deliveries` has noticed counts.
+    """
+    found = [raw for raw in RAW_TABLES if raw.table.name == asset]
+    return frozenset().union(*(delivered_since(store, calendar, raw, keys) for raw in found))
 
 
 def made_first(

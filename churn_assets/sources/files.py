@@ -6,7 +6,7 @@ type of a column. Files of a table are read in the order of their names.
 """
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +53,7 @@ class Files:
         table: RawTable,
         begin: dt.datetime,
         end: dt.datetime,
+        only: Collection[str] | None = None,
     ) -> SourceTable | None:
         found = self.files(table)
         unread = tuple(found.unread)
@@ -67,7 +68,8 @@ class Files:
                 f"{table.source_name}*.parquet, *.csv, *.jsonl or *.xlsx is needed"
                 f"{_seen(unread)}. {_advice(found, 'Put them there or set CHURN_INPUT_DIR.')}"
             )
-        relation = read_files(connection, found.files, f"{table.source_name}_text")
+        files = [file for file in found.files if only is None or file.name in only]
+        relation = read_files(connection, files, f"{table.source_name}_text")
         columns = own_columns(connection, relation)
         if missing_columns(table.required_columns, columns):  # advice reads every file
             advice = _advice(

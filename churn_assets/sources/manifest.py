@@ -113,12 +113,16 @@ def with_spans(seen: Seen, spans: Mapping[str, tuple[int | None, int | None]]) -
     }
 
 
-def record(home: Path, table: str, seen: Seen) -> None:
-    """Keep what is known of files of a table, beside what is known of others."""
+def record(home: Path, table: str, seen: Seen) -> Seen:
+    """Keep what is known of files of a table; returns that with what is known of its other files.
+
+    A file that is gone is no delivery: what was read from it stays as it was read.
+    """
     kept = read_manifest(home)
-    if {**kept.get(table, {}), **seen} == kept.get(table, {}):
-        return
-    kept[table] = {**kept.get(table, {}), **seen}
+    known = {**kept.get(table, {}), **seen}
+    if known == kept.get(table, {}):
+        return known
+    kept[table] = known
     text = json.dumps(
         {
             name: {file: asdict(entry) for file, entry in files.items()}
@@ -126,6 +130,7 @@ def record(home: Path, table: str, seen: Seen) -> None:
         }
     )
     write_text(home, home / MANIFEST, text)
+    return known
 
 
 def files_digest(seen: Seen, begin: int, end: int) -> str:

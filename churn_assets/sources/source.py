@@ -1,7 +1,7 @@
 """What a source is: something that names relations. It neither validates nor filters rows."""
 
 import datetime as dt
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -72,10 +72,12 @@ class Source(Protocol):
         table: "RawTable",
         begin: dt.datetime,
         end: dt.datetime,
+        only: Collection[str] | None = None,
     ) -> SourceTable | None:
         """The rows of `table`, or None where the source has no such table.
 
-        Rows outside `[begin, end)` may be left out only by a source that makes them on demand.
+        Rows outside `[begin, end)` may be left out only by a source that makes them on demand, and
+        rows of other files than `only` where they do not depend on each other.
 
         Raises:
             FileNotFoundError: A required table is not there.

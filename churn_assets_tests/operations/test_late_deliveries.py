@@ -1,0 +1,151 @@
+"""Prevents: a late file that nobody reads, one that changes a cutoff which had not known it, and a
+backfill that finds the same delivery again and again.
+"""
+
+import datetime as dt
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from churn_assets.cutoffs import day_number, utc_now
+from churn_assets.definitions import build_definitions
+from churn_assets.history.readings import notice_deliveries
+from churn_assets.monitoring.inventory import inventory, with_catalog
+from churn_assets.operations.backfill import run_batch
+from churn_assets.operations.installation import offline_store
+from churn_assets.operations.jobs import RANGE_START
+from churn_assets.operations.plans import backfill_batches, stages
+from churn_assets.settings import Settings
+from churn_assets.sources import open_source
+from churn_assets.stores.offline import OfflineStore
+from churn_assets_tests.conftest import make_settings, query, stored
+
+STAGES = ("ingest", "features", "training_data")
+NOW = utc_now()
+# Slices that are over, whenever this is run.
+START = (NOW.date().replace(day=1) - dt.timedelta(days=190)).replace(day=1)
+
+
+@dataclass
+class Shop:
+    settings: Settings
+    instance: dg.DagsterInstance
+
+    @property
+    def store(self) -> OfflineStore:
+        defs = build_definitions(self.settings)
+        return with_catalog(offline_store(self.settings), defs, self.settings.calendar())
+
+    def deliver(self, name: str, days: list[int], amount: int = 1) -> None:
+        """Purchases of two customers on days since START."""
+        folder = Path(self.settings.input_folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = ["event_id,customer_id,event_timestamp,event_type,amount"]
+        for day in days:
+            for customer in "ab":
+                at = START + dt.timedelta(days=day)
+                lines.append(f"{name}{day}{customer},{customer},{at}T12:00:00Z,purchase,{amount}")
+        (folder / name).write_text("\n".join(lines) + "\n")
+
+    def backfill(self) -> list[tuple[str, tuple[str, ...]]]:
+        """The runs of `churn backfill`: their stage and partitions."""
+        store, calendar = self.store, self.settings.calendar()
+        defs, made = build_definitions(self.settings), []
+        notice_deliveries(open_source(self.settings), store, calendar, utc_now())
+        for batch in backfill_batches(
+            stages(STAGES), defs, store, calendar, self.instance, utc_now()
+        ):
+            run_batch(batch, defs, self.instance, lambda step, what: None)
+            made.append((batch.stage.name, batch.keys))
+        return made
+
+    def files(self, *tables: str) -> dict[str, bytes]:
+        root = self.settings.home / "offline_store"
+        found = (path for table in tables for path in (root / table).glob("*/part-0.parquet"))
+        return {str(path.relative_to(root)): path.read_bytes() for path in found}
+
+    def stale(self) -> dict[str, list[str]]:
+        rows = inventory(
+            build_definitions(self.settings), self.store, self.settings.calendar(),
+            self.instance, utc_now(),
+        )  # fmt: skip
+        return {row.asset.path[-1]: list(row.stale) for row in rows if row.stale}
+
+
+FEATURES = ("customer_rfm_features", "customer_trend_features", "churn_labels", "training_dataset")
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    with dg.instance_for_test() as instance:
+        shop = Shop(make_settings(tmp_path, start=START), instance)
+        shop.deliver("events-1.csv", list(range(0, 180, 3)))
+        shop.backfill()
+        yield shop
+
+
+def test_a_late_file_is_read_by_itself_and_changes_no_cutoff_before_it(shop: Shop) -> None:
+    assert shop.backfill() == []
+    assert not shop.stale()
+    before = shop.files(*FEATURES)
+    assert len(before) > 8
+
+    shop.deliver("events-0.csv", [40, 41], amount=100)
+    [(stage, keys)] = shop.backfill()
+    late_slice = (START + dt.timedelta(days=40)).replace(day=1).isoformat()
+    assert (stage, keys) == ("ingest", (late_slice,))
+    late = [row for row in stored(shop.settings, "raw_events") if row["amount"] == 100]
+    assert len(late) == 4
+    assert {row["known_at"].date() for row in late} == {utc_now().date()}
+    day = day_number(START) + 40
+    versions = query(
+        f"FROM read_parquet('{shop.settings.home}/offline_store/daily_orders/*/part-0.parquet') "
+        f"WHERE customer_id = 'a' AND day IN ({day}, {day - 1}) ORDER BY day, known_day"
+    )
+    assert [(v["day"] - day, v["known_day"] > v["day"]) for v in versions] == [
+        (-1, False), (0, True)
+    ]  # fmt: skip
+    assert shop.files(*FEATURES) == before
+    assert not shop.stale()
+    assert shop.backfill() == []
+
+
+def test_a_file_that_changed_withdraws_what_it_no_longer_has(shop: Shop) -> None:
+    before = shop.files(*FEATURES)
+    days = [day for day in range(0, 180, 3) if day != 42]
+    shop.deliver("events-1.csv", [*days, 43])
+    keys = {key for _, keys in shop.backfill() for key in keys}
+    assert (START + dt.timedelta(days=42)).replace(day=1).isoformat() in keys
+    rows = stored(shop.settings, "raw_events")
+    gone = {row["event_id"] for row in rows if row["withdrawn_at"] is not None}
+    assert gone == {"events-1.csv42a", "events-1.csv42b"}
+    assert shop.files(*FEATURES) == before
+    assert not shop.stale()
+    assert shop.backfill() == []
+
+
+def test_a_touched_file_is_no_delivery_and_one_that_is_gone_changes_nothing(shop: Shop) -> None:
+    path = Path(shop.settings.input_folder) / "events-1.csv"
+    os.utime(path, (1_900_000_000, 1_900_000_000))
+    assert shop.backfill() == []
+    shop.deliver("events-2.csv", [50])
+    assert len(shop.backfill()) == 1
+    (path.parent / "events-2.csv").unlink()
+    assert shop.backfill() == []
+
+
+def test_the_nightly_run_finds_them_too(shop: Shop) -> None:
+    schedule = build_definitions(shop.settings).resolve_schedule_def("ingest_missing_slices")
+
+    def requested() -> list[str]:
+        context = dg.build_schedule_context(shop.instance, scheduled_execution_time=utc_now())
+        found = schedule.evaluate_tick(context).run_requests
+        return [request.tags[RANGE_START] for request in found or ()]
+
+    assert requested() == []
+    shop.deliver("events-0.csv", [40])
+    assert requested() == [(START + dt.timedelta(days=40)).replace(day=1).isoformat()]
