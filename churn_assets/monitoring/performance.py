@@ -6,14 +6,19 @@ customers did. All cutoffs together are a walk-forward backtest (`monitoring.bac
 
 Beside the model stand the recency rule (longest since the last purchase first), which it has to
 beat, and on the synthetic shop the true churn probabilities, which nothing can be expected to beat.
+
+Labels say what was known when they matured. `outcomes_changed` counts what late rows have made of
+them since: where it grows, the horizon or the deliveries are worth a look.
 """
 
+import datetime as dt
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, parse_key
+from churn_assets.history.rollups import DAILY_ORDERS
 from churn_assets.models import bootstrap, grades, metrics
 from churn_assets.models.artefacts import ModelStore
 from churn_assets.models.baselines import NEVER, since_purchase
@@ -27,7 +32,7 @@ from churn_assets.stores.partitions import Query
 from churn_assets.stores.provenance import code_digest
 from churn_assets.stores.tables import CUTOFF, Column, Table, sql_version
 from churn_assets.training_data.dataset import TRAINING_DATASET
-from churn_assets.training_data.labels import CHURN_LABELS
+from churn_assets.training_data.labels import CHURN_LABELS, in_horizon
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,13 +66,23 @@ REALISED_PERFORMANCE = Table(
         Column("recency_roc_auc", "DOUBLE", "ROC-AUC of the recency rule"),
         Column("best_roc_auc", "DOUBLE", "ROC-AUC of the true probabilities, where known"),
         Column("best_log_loss", "DOUBLE", "Log loss of the true probabilities, where known"),
+        Column(
+            "outcomes_changed",
+            "BIGINT",
+            "Customers whose label would be another by what became known since",
+            "customers",
+        ),
         Column("gap_closed", "DOUBLE", "Way from the recency rule to the best, by ROC-AUC"),
     ),
 )
 
 
 def realised(
-    champion: Champion, customers: "pd.DataFrame", economics: Economics, seed: int
+    champion: Champion,
+    customers: "pd.DataFrame",
+    economics: Economics,
+    seed: int,
+    changed: int,
 ) -> dict[str, Any]:
     """One row of `REALISED_PERFORMANCE`.
 
@@ -77,6 +92,7 @@ def realised(
             and, where it is known, best_churn_probability.
         economics: Gives the threshold and the profit.
         seed: Of the bootstrap.
+        changed: How many of the customers have another outcome by now.
     """
     churned = customers["churned"].to_numpy()
     said = customers["churn_probability"].to_numpy()
@@ -101,6 +117,7 @@ def realised(
         "recency_roc_auc": rule,
         "best_roc_auc": best.get("roc_auc"),
         "best_log_loss": best.get("log_loss"),
+        "outcomes_changed": changed,
         "gap_closed": gap_closed(found.get("roc_auc"), rule, best.get("roc_auc")),
     }
 
@@ -132,8 +149,28 @@ def predicted_customers(store: OfflineStore, cutoff: str) -> "pd.DataFrame":
         ).df()
 
 
+def outcomes_changed(store: OfflineStore, calendar: Calendar, cutoff: str) -> int:
+    """Customers who purchased within the horizon by what is known now, against their label."""
+    labels = store.scan(CHURN_LABELS, [cutoff]).sql
+    day = parse_key(cutoff)
+    end = (day + dt.timedelta(days=calendar.horizon_days)).isoformat()
+    orders = store.scan(DAILY_ORDERS).within(cutoff, end).sql
+    with store.connect() as connection:
+        rows = connection.execute(
+            f"""SELECT count(*) FROM {labels} AS labels LEFT JOIN (
+                SELECT customer_id, sum(purchase_orders) AS orders FROM {orders} AS orders
+                WHERE {in_horizon(day, None, calendar.horizon_days)} GROUP BY customer_id
+            ) AS known USING (customer_id)
+            WHERE (coalesce(orders, 0) > 0) <> (purchased = 1)"""
+        ).fetchall()
+    return int(rows[0][0])
+
+
 # What decides a row, besides the economics and constants in the code version.
-CODE = (realised, gap_closed, predicted_customers, since_purchase, grades, metrics, bootstrap)
+CODE = (
+    *(realised, gap_closed, predicted_customers, outcomes_changed),
+    *(since_purchase, grades, metrics, bootstrap),
+)
 
 
 def assets(
@@ -170,7 +207,10 @@ def assets(
                 dagster_type=dg.Any,
             )
         },
-        deps=[dg.AssetDep(name, partition_mapping=calendar.same_cutoff) for name in inputs],
+        deps=[
+            *(dg.AssetDep(name, partition_mapping=calendar.same_cutoff) for name in inputs),
+            dg.AssetDep(DAILY_ORDERS.name, partition_mapping=calendar.horizon_slices),
+        ],
         partitions_def=calendar.realised_cutoffs,
         backfill_policy=dg.BackfillPolicy.single_run(),
     )
@@ -185,10 +225,13 @@ def assets(
                     f"There is no champion_model for cutoff {key}. Materialize it and "
                     "churn_predictions first, for example with `churn backfill --stage models`."
                 )
-            row = realised(champion, predicted_customers(store, key), economics, seed)
+            changed = outcomes_changed(store, calendar, key)
+            customers = predicted_customers(store, key)
+            row = realised(champion, customers, economics, seed, changed)
             rows.append(row)
             numbers = {name: value for name, value in row.items() if isinstance(value, float)}
-            context.add_asset_metadata(numbers | {"model": row["model"]}, partition_key=key)
+            shown = {"model": row["model"], "outcomes_changed": changed}
+            context.add_asset_metadata(numbers | shown, partition_key=key)
         with store.connect() as connection:
             connection.register("realised", pa.Table.from_pylist(rows))
             query = Query("SELECT * FROM realised", connection)

@@ -57,10 +57,13 @@ def churn_labels_query(
     """
 
 
-def in_horizon(cutoff: dt.date, matures_on: dt.date, horizon_days: int) -> str:
-    """The predicate of what happened in `[cutoff, cutoff + horizon)` and was known at maturity."""
+def in_horizon(cutoff: dt.date, matures_on: dt.date | None, horizon_days: int) -> str:
+    """The predicate of what happened in `[cutoff, cutoff + horizon)` and was known at maturity.
+
+    What is known by now, where no maturity is given.
+    """
     day = day_number(cutoff)
-    known = known_before(day_number(matures_on))
+    known = known_before(day_number(matures_on)) if matures_on else "replaced_day IS NULL"
     return f"day >= {day} AND day < {day} + {horizon_days} AND {known}"
 
 

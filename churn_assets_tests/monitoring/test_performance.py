@@ -47,7 +47,7 @@ def customers(number: int = 500) -> pd.DataFrame:
 
 def test_a_row_says_what_was_promised_and_what_came():
     frame = customers()
-    row = realised(CHAMPION, frame, Economics(), 7)
+    row = realised(CHAMPION, frame, Economics(), 7, 0)
     assert set(row) == set(REALISED_PERFORMANCE.column_names)
     assert row["roc_auc"] == pytest.approx(
         roc_auc_score(frame["churned"], frame["churn_probability"])
@@ -68,18 +68,18 @@ def test_a_row_says_what_was_promised_and_what_came():
 
 def test_a_kept_champion_was_promised_its_grade_as_incumbent():
     kept = Champion(**{**vars(CHAMPION), "model_cutoff": "2025-05-01"})
-    assert realised(kept, customers(), Economics(), 7)["estimated_roc_auc"] == 0.7
+    assert realised(kept, customers(), Economics(), 7, 0)["estimated_roc_auc"] == 0.7
 
 
 def test_without_the_truth_nothing_is_compared_with_it():
-    row = realised(CHAMPION, customers().drop(columns="best_churn_probability"), Economics(), 7)
+    row = realised(CHAMPION, customers().drop(columns="best_churn_probability"), Economics(), 7, 0)
     assert row["best_roc_auc"] is row["gap_closed"] is None
 
 
 @pytest.mark.parametrize("number", [0, 5])
 def test_customers_who_all_churned_have_no_auc(number: int):
     frame = customers(number).assign(churned=1)
-    row = realised(CHAMPION, frame, Economics(), 7)
+    row = realised(CHAMPION, frame, Economics(), 7, 0)
     assert row["customers"] == number
     assert row["roc_auc"] is row["recency_roc_auc"] is row["gap_closed"] is None
 
@@ -101,7 +101,7 @@ def test_the_gap_is_measured_from_the_rule_to_the_best(
 
 
 def rows(*cutoffs: str, **others: Any) -> list[dict[str, Any]]:
-    row = realised(CHAMPION, customers(), Economics(), 7)
+    row = realised(CHAMPION, customers(), Economics(), 7, 0)
     return [row | {"cutoff": dt.date.fromisoformat(cutoff)} | others for cutoff in cutoffs]
 
 

@@ -15,6 +15,7 @@ from churn_assets.cutoffs import day_number, utc_now
 from churn_assets.definitions import build_definitions
 from churn_assets.history.readings import notice_deliveries
 from churn_assets.monitoring.inventory import inventory, with_catalog
+from churn_assets.monitoring.performance import outcomes_changed
 from churn_assets.operations.backfill import run_batch
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.jobs import RANGE_START
@@ -40,13 +41,13 @@ class Shop:
         defs = build_definitions(self.settings)
         return with_catalog(offline_store(self.settings), defs, self.settings.calendar())
 
-    def deliver(self, name: str, days: list[int], amount: int = 1) -> None:
-        """Purchases of two customers on days since START."""
+    def deliver(self, name: str, days: list[int], amount: int = 1, customers: str = "ab") -> None:
+        """Purchases of customers on days since START."""
         folder = Path(self.settings.input_folder)
         folder.mkdir(parents=True, exist_ok=True)
         lines = ["event_id,customer_id,event_timestamp,event_type,amount"]
         for day in days:
-            for customer in "ab":
+            for customer in customers:
                 at = START + dt.timedelta(days=day)
                 lines.append(f"{name}{day}{customer},{customer},{at}T12:00:00Z,purchase,{amount}")
         (folder / name).write_text("\n".join(lines) + "\n")
@@ -84,6 +85,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
     with dg.instance_for_test() as instance:
         shop = Shop(make_settings(tmp_path, start=START), instance)
         shop.deliver("events-1.csv", list(range(0, 180, 3)))
+        shop.deliver("events-2.csv", [60], customers="z")
         shop.backfill()
         yield shop
 
@@ -128,12 +130,25 @@ def test_a_file_that_changed_withdraws_what_it_no_longer_has(shop: Shop) -> None
     assert shop.backfill() == []
 
 
+def test_what_late_rows_have_made_of_outcomes_is_counted(shop: Shop) -> None:
+    calendar = shop.settings.calendar()
+    cutoff = calendar.first_cutoff.isoformat()
+    labels = {
+        row["customer_id"]: row["churned"]
+        for row in stored(shop.settings, "churn_labels")
+        if row["cutoff"] == calendar.first_cutoff
+    }
+    assert labels == {"a": 0, "b": 0, "z": 1}
+    assert outcomes_changed(shop.store, calendar, cutoff) == 0
+    shop.deliver("events-3.csv", [(calendar.first_cutoff - START).days + 5], customers="z")
+    shop.backfill()
+    assert outcomes_changed(shop.store, calendar, cutoff) == 1
+
+
 def test_a_touched_file_is_no_delivery_and_one_that_is_gone_changes_nothing(shop: Shop) -> None:
     path = Path(shop.settings.input_folder) / "events-1.csv"
     os.utime(path, (1_900_000_000, 1_900_000_000))
     assert shop.backfill() == []
-    shop.deliver("events-2.csv", [50])
-    assert len(shop.backfill()) == 1
     (path.parent / "events-2.csv").unlink()
     assert shop.backfill() == []
 
