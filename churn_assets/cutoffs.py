@@ -176,9 +176,9 @@ class Calendar:
             yield tuple(block)
 
     def slice_of(self, timestamp: str) -> str:
-        """SQL for the slice of a TIMESTAMPTZ expression, in a connection whose zone is UTC."""
+        """SQL for the slice of a TIMESTAMPTZ, which is slow to truncate as such."""
         unit = {"monthly": "month", "weekly": "week", "daily": "day"}[self.cadence]
-        return f"CAST(date_trunc('{unit}', {timestamp}) AS DATE)"
+        return f"CAST(date_trunc('{unit}', make_timestamp(epoch_us({timestamp}))) AS DATE)"
 
     # The first and, with `end`, the last partition of every definition
 

@@ -22,7 +22,7 @@ from churn_assets.cutoffs import DAY_US, epoch_us
 from churn_assets.sources.manifest import Seen
 from churn_assets.sources.tables import KNOWN_AT, WITHDRAWN_AT, RawTable
 from churn_assets.stores.pages import markdown
-from churn_assets.stores.sql import quoted, utc
+from churn_assets.stores.sql import day_of, quoted, utc
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -160,7 +160,7 @@ def lateness(connection: "DuckDBPyConnection", raw: RawTable) -> dict[str, dict[
             count(withdrawn_at), {counts}
         FROM (
             SELECT *, {days} AS behind,
-                CAST(known_at AS DATE) > CAST({raw.timestamp} AS DATE) AS late
+                {day_of("known_at")} > {day_of(raw.timestamp)} AS late
             FROM valid_rows)
         GROUP BY 1"""
     ).fetchall()

@@ -41,7 +41,10 @@ def _parsed(given: str, text: str, column: Column, formats: Formats) -> str:
         formats: How the source writes its columns.
     """
     if column.dtype in TIMES:
-        if is_typed(formats.dtypes[column.name]):
+        dtype = formats.dtypes[column.name]
+        if dtype == column.dtype:
+            return f"CASE WHEN isfinite({given}) THEN {given} END"
+        if is_typed(dtype):
             instant = f"TRY_CAST({given} AS {column.dtype})"
         else:
             instant = formats.times[column.name].value(text, column.dtype)
@@ -158,6 +161,7 @@ def parse_query(
         of_events = f", text_event_type AS given_type, {IS_TURNED} AS is_turned"
         of_type = raw.source_columns.index("event_type")
         limited[of_type] = f"CASE WHEN {IS_TURNED} THEN 'refund' ELSE event_type END AS event_type"
+    names = f"list_filter([{', '.join(lost)}], lambda name: name IS NOT NULL)" if lost else "[]"
     return f"""
         SELECT row_number, file, coalesce(line, row_number) AS line, unreadable,
             {", ".join(limited)},
@@ -173,7 +177,7 @@ def parse_query(
                 WHEN {before_start} THEN 'before_start'
                 WHEN {future} THEN 'future_timestamp' END AS reason,
             ({raw.timestamp} IS NOT NULL AND NOT ({before_start}) AND NOT ({future})) AS in_period,
-            list_filter([{", ".join(lost) or "NULL"}], lambda name: name IS NOT NULL) AS lost
+            CAST({names} AS VARCHAR[]) AS lost
             {of_events}
         FROM {_valued(raw, source, formats)}
     """

@@ -4,7 +4,7 @@ import datetime as dt
 from collections.abc import Callable
 from pathlib import Path
 
-from churn_assets.cutoffs import EPOCH
+from churn_assets.cutoffs import DAY_US
 
 
 def quoted(path: Path | str) -> str:
@@ -28,5 +28,8 @@ def once(value: str, use: Callable[[str], str]) -> str:
 
 
 def day_of(instant: str) -> str:
-    """SQL for the day number of an instant, in a connection whose zone is UTC."""
-    return f"CAST(CAST({instant} AS DATE) - DATE '{EPOCH}' AS INTEGER)"
+    """SQL for the day number of an instant; exact until the year 2300.
+
+    To cast an instant to a date takes forty times as long, because that could be in any time zone.
+    """
+    return f"CAST(floor(CAST(unix_micros({instant}) AS DOUBLE) / {DAY_US}.0) AS INTEGER)"
