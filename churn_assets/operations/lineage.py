@@ -72,14 +72,15 @@ def made_from(query: str, table: Table) -> dict[str, Sources]:
         query: SELECTs of which each reads the table or those that stand before it.
         table: What the first one reads.
     """
-    known = {name: {name} for name in table.column_names}
+    columns = table.column_names
+    known = {name: {name} for name in columns}
     for select in re.split(r"\bSELECT\b", query)[1:]:
         known |= {
             column: set().union(*(known.get(word, ()) for word in words))
             for column, words in selected(select).items()
         }
     return {
-        column: [(table.name, name) for name in table.column_names if name in names]
+        column: [(table.name, name) for name in sorted(names, key=columns.index)]
         for column, names in known.items()
     }
 
