@@ -31,7 +31,6 @@ from churn_assets.operations import (
     automation,
     contract_checks,
     jobs,
-    lineage,
     remaking,
 )
 from churn_assets.operations.installation import offline_store
@@ -85,10 +84,9 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         *registry.assets(groups, calendar, settings.home),
         *(ground_truth.assets(calendar, source, store) if isinstance(source, Synthetic) else []),
     ]
-    described = automation.with_conditions(lineage.with_lineage(assets, groups, store.tables))
     stage_jobs = jobs.jobs(assets)
     definitions = dg.Definitions(
-        assets=annotations.annotated(described, groups, calendar, store),
+        assets=annotations.annotated(assets, groups, calendar, store),
         asset_checks=[
             *contract_checks.definitions(assets, calendar, store),
             *sync.checks(groups, calendar, store),

@@ -1,8 +1,9 @@
 """Prevents: a layer that reaches upwards, a module that nobody can overlook, a setting that is read
-at import, and an asset or a group that cannot be launched alone.
+at import, a library that each process loads, and an asset or group that cannot be launched alone.
 """
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -79,6 +80,25 @@ def test_only_the_code_location_reads_settings_at_import() -> None:
         "    if m.name != 'churn_assets.definitions': importlib.import_module(m.name)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_code_location_loads_no_library_that_only_runs_need(tmp_path: Path) -> None:
+    """Every process of Dagster loads it first: each step of a run, each tick, each command."""
+    code = (
+        "import sys, dagster; before = {*sys.modules}\n"
+        "import churn_assets.definitions; print(*{*sys.modules} - before)"
+    )
+    command = [sys.executable, "-c", code]
+    env = {**os.environ, "CHURN_HOME": str(tmp_path)}
+    shown = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    modules = set(shown.stdout.split())
+    assert {name.partition(".")[0] for name in modules} - sys.stdlib_module_names <= {
+        *("churn_assets", "dagster", "pydantic", "pydantic_settings", "dotenv"),
+        "vaderSentiment",  # has the lexicon, which is in a version
+    }
+    ours = {name.removeprefix("churn_assets.") for name in modules}
+    assert "definitions" in ours
+    assert not ours & {"cli", "serving", "sources.files", "online.publishing", "operations.plans"}
 
 
 def test_the_example_of_settings_names_them_all() -> None:

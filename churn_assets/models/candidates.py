@@ -200,6 +200,12 @@ def assets(
     """
     model_store = ModelStore(store.home)
     columns, versions = learned_columns(groups), feature_versions(groups)
+    code_version = sql_version(
+        code_digest(*CODE),
+        f"{seed} {calendar.training_cutoffs} {MOST_TRAINING_ROWS} {TARGET}",
+        *(f"{column.name} {versions[column.name]}" for column in columns),
+        *([code_digest(tuning, train_all), str(candidates)] if candidates else []),
+    )
 
     def model_asset(estimator: Estimator) -> dg.AssetsDefinition:
         @dg.asset(
@@ -208,12 +214,7 @@ def assets(
             deps=[dg.AssetDep(TRAINING_DATASET, partition_mapping=calendar.mature_cutoffs)],
             partitions_def=calendar.scored_cutoffs,
             backfill_policy=dg.BackfillPolicy.single_run(),
-            code_version=sql_version(
-                code_digest(*CODE),
-                f"{seed} {calendar.training_cutoffs} {MOST_TRAINING_ROWS} {TARGET}",
-                *(f"{column.name} {versions[column.name]}" for column in columns),
-                *([code_digest(tuning, train_all), str(candidates)] if candidates else []),
-            ),
+            code_version=code_version,
             group_name="models",
             kinds={estimator.library.replace("-", ""), "mlflow"},
             owners=["team:ml"],

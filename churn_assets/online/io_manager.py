@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, parse_key, utc_now
-from churn_assets.online.publishing import damage_of, publish
 from churn_assets.online.rows import OnlineStoreError
 from churn_assets.online.server import ServerError, open_client, redis_url
-from churn_assets.online.store import OnlineStore, read_version
-from churn_assets.online.versions import Namespace
 from churn_assets.settings import without_secrets
 from churn_assets.stores.identity import Identity
 from churn_assets.stores.offline import OfflineStore
@@ -25,6 +22,8 @@ from churn_assets.stores.retries import connections_are_retried
 if TYPE_CHECKING:
     import pyarrow as pa
     import redis
+
+    from churn_assets.online.versions import Namespace
 
 
 def connect(home: Path, url: str | None, **options: Any) -> redis.Redis:
@@ -50,6 +49,8 @@ def connect(home: Path, url: str | None, **options: Any) -> redis.Redis:
 
 def open_to_read(home: Path, url: str | None, identity: Identity, **options: Any) -> Namespace:
     """What an installation has online, for a caller who changes nothing; see `connect`."""
+    from churn_assets.online.versions import Namespace
+
     namespace = Namespace(connect(home, url, **options), identity.name)
     if not url:
         namespace.take_over_unnamed()
@@ -102,6 +103,8 @@ class OnlineIOManager(dg.IOManager):
     def handle_output(self, context: dg.OutputContext, obj: Query) -> None:
         import redis
 
+        from churn_assets.online.publishing import publish
+
         began = time.monotonic()
         *older, newest = sorted(context.asset_partition_keys)
         existing = self.calendar.keys(self.calendar.scored_cutoffs, self.now())
@@ -149,6 +152,8 @@ class OnlineIOManager(dg.IOManager):
         """
         import redis
 
+        from churn_assets.online.publishing import damage_of
+
         namespace = open_to_read(self.store.home, self.url, self.identity())
         try:
             if version not in namespace.retained():
@@ -162,6 +167,8 @@ class OnlineIOManager(dg.IOManager):
         """What is live, as `read_version` gives it; None where it is not of the newest partition
         that is asked for, because a newer cutoff was published or an older one rolled back to.
         """
+        from churn_assets.online.store import OnlineStore, read_version
+
         with connections_are_retried():
             namespace = open_to_read(self.store.home, self.url, self.identity())
             live = OnlineStore(namespace).live()

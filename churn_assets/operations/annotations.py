@@ -1,4 +1,5 @@
-"""What every asset carries beside its own: where its rows and its code are, how fresh it must be.
+"""What every asset carries beside its own: where its columns come from, where its rows and its code
+are, when it is made and how fresh it must be.
 
 Told once, over all assets, so that no declaration repeats it. What an asset is and shows of its
 partitions is said in its own module.
@@ -7,7 +8,7 @@ partitions is said in its own module.
 import datetime as dt
 import sys
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from churn_assets.models import kinds
 from churn_assets.models.champion import CHAMPION_MODEL
 from churn_assets.monitoring.inventory import ASSET_INVENTORY
 from churn_assets.online.sync import ONLINE_FEATURES
+from churn_assets.operations.automation import condition_of
+from churn_assets.operations.lineage import lineage_metadata
 from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
 from churn_assets.stores.offline import OfflineStore
 
@@ -40,7 +43,7 @@ def annotated(
     calendar: Calendar,
     store: OfflineStore,
 ) -> list[dg.AssetsDefinition]:
-    """The assets with their tables' names and folders, freshness policies and code references.
+    """The assets with lineage, code references, tables, conditions and freshness policies.
 
     Args:
         assets: All of them.
@@ -48,34 +51,43 @@ def annotated(
         calendar: Says how often cutoffs come, and whether history has ended.
         store: Where tables are.
     """
+    lineage = lineage_metadata(groups, store.tables)
     declared = {group.name: group.module for group in groups}
     declared |= {table.name: rollups.__name__ for table, *_ in rollups.ROLLUPS}
     estimators = (*kinds.ESTIMATORS, *kinds.EXTRA_ESTIMATORS.values())
     declared |= {estimator.name: kinds.__name__ for estimator in estimators}
 
-    def annotate(spec: dg.AssetSpec) -> dg.AssetSpec:
+    def annotate(spec: dg.AssetSpec, function: dg.LocalFileCodeReference) -> dg.AssetSpec:
         name = spec.key.path[-1]
-        metadata: dict[str, Any] = {}
+        # Not the factory that makes assets of declarations.
+        reference = code_reference(declared[name], name) if name in declared else function
+        metadata: dict[str, Any] = {
+            **spec.metadata,
+            **lineage.get(name, {}),
+            "dagster/code_references": dg.CodeReferencesMetadataValue(code_references=[reference]),
+        }
         if name in store.tables:
             metadata["dagster/table_name"] = f"{store.root.name}.{name}"
             metadata["dagster/uri"] = dg.MetadataValue.url((store.root / name).as_uri())
-        if name in declared:
-            # Not the factory that makes assets of declarations.
-            reference = code_reference(declared[name], name)
-            metadata["dagster/code_references"] = dg.CodeReferencesMetadataValue(
-                code_references=[reference]
-            )
-        policy = freshness_policy(spec, calendar)
-        if policy:
-            spec = spec.replace_attributes(freshness_policy=policy)
-        return spec.merge_attributes(metadata=metadata) if metadata else spec
+        return spec.replace_attributes(
+            metadata=metadata,
+            automation_condition=condition_of(spec),
+            freshness_policy=freshness_policy(spec, calendar),
+        )
 
-    referenced = [
-        asset
-        for asset in dg.with_source_code_references(list(assets))
-        if isinstance(asset, dg.AssetsDefinition)
+    return [
+        asset.map_asset_specs(partial(annotate, function=function_reference(asset)))
+        for asset in assets
     ]
-    return [dg.map_asset_specs(annotate, [asset])[0] for asset in referenced]
+
+
+def function_reference(asset: dg.AssetsDefinition) -> dg.LocalFileCodeReference:
+    """Where the function of an asset begins.
+
+    As `dg.with_source_code_references` has it, which reads every function to its end for that.
+    """
+    code = asset.op.compute_fn.decorated_fn.__code__  # type: ignore[union-attr]
+    return dg.LocalFileCodeReference(file_path=code.co_filename, line_number=code.co_firstlineno)
 
 
 def code_reference(module: str, name: str) -> dg.LocalFileCodeReference:

@@ -70,17 +70,12 @@ CONDITIONS = {
 }
 
 
-def with_conditions(assets: list[dg.AssetsDefinition]) -> list[dg.AssetsDefinition]:
-    """The assets, with the condition on all but the raw ones, which only the schedule triggers."""
-
-    def automate(spec: dg.AssetSpec) -> dg.AssetSpec:
-        if spec.group_name == "raw":
-            return spec
-        otherwise = ON_DELIVERY if spec.group_name == "rollups" else ON_MISSING
-        condition = CONDITIONS.get(spec.key.path[-1], otherwise)
-        return spec.replace_attributes(automation_condition=condition)
-
-    return [dg.map_asset_specs(automate, [asset])[0] for asset in assets]
+def condition_of(spec: dg.AssetSpec) -> dg.AutomationCondition | None:
+    """The condition of an asset; none of a raw one, which only the schedule triggers."""
+    if spec.group_name == "raw":
+        return None
+    otherwise = ON_DELIVERY if spec.group_name == "rollups" else ON_MISSING
+    return CONDITIONS.get(spec.key.path[-1], otherwise)
 
 
 def slices_to_read(

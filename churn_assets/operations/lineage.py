@@ -11,6 +11,7 @@ Tables that Python makes (predictions, reports) have no lineage here: every feat
 import datetime as dt
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import dagster as dg
 
@@ -71,14 +72,15 @@ def made_from(query: str, table: Table) -> dict[str, Sources]:
         query: SELECTs of which each reads the table or those that stand before it.
         table: What the first one reads.
     """
-    known = {name: {name} for name in table.column_names}
+    columns = table.column_names
+    known = {name: {name} for name in columns}
     for select in re.split(r"\bSELECT\b", query)[1:]:
         known |= {
             column: set().union(*(known.get(word, ()) for word in words))
             for column, words in selected(select).items()
         }
     return {
-        column: [(table.name, name) for name in table.column_names if name in names]
+        column: [(table.name, name) for name in sorted(names, key=columns.index)]
         for column, names in known.items()
     }
 
@@ -166,32 +168,24 @@ def _columns_of(table: Table, found: Lineage) -> dict[str, Sources]:
     return {name: found.get(name, []) for name in table.column_names}
 
 
-def with_lineage(
-    assets: Iterable[dg.AssetsDefinition], groups: Groups, tables: Mapping[str, Table]
-) -> list[dg.AssetsDefinition]:
-    """The assets with their lineage: as Dagster keeps it, and as a table for people.
+def lineage_metadata(groups: Groups, tables: Mapping[str, Table]) -> dict[str, dict[str, Any]]:
+    """The lineage of each table that has one: as Dagster keeps it, and as a table for people.
 
     The open-source UI does not draw column lineage.
     """
-    found = lineages(groups, tables)
+    return {table: _metadata(lineage) for table, lineage in lineages(groups, tables).items()}
 
-    def describe(spec: dg.AssetSpec) -> dg.AssetSpec:
-        lineage = found.get(spec.key.path[-1])
-        if lineage is None:
-            return spec
-        deps = {
-            column: [dg.TableColumnDep(dg.AssetKey(table), name) for table, name in sources]
-            for column, sources in lineage.items()
-        }
-        rows = [
-            [column, ", ".join(f"{table}.{name}" for table, name in sources)]
-            for column, sources in lineage.items()
-        ]
-        return spec.merge_attributes(
-            metadata={
-                "dagster/column_lineage": dg.TableColumnLineage(deps),
-                "lineage": dg.MetadataValue.md(markdown(["column", "made from"], rows)),
-            }
-        )
 
-    return [dg.map_asset_specs(describe, [asset])[0] for asset in assets]
+def _metadata(lineage: Lineage) -> dict[str, Any]:
+    deps = {
+        column: [dg.TableColumnDep(dg.AssetKey(table), name) for table, name in sources]
+        for column, sources in lineage.items()
+    }
+    rows = [
+        [column, ", ".join(f"{table}.{name}" for table, name in sources)]
+        for column, sources in lineage.items()
+    ]
+    return {
+        "dagster/column_lineage": dg.TableColumnLineage(deps),
+        "lineage": dg.MetadataValue.md(markdown(["column", "made from"], rows)),
+    }

@@ -14,7 +14,7 @@ import datetime as dt
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
@@ -22,10 +22,12 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from churn_assets.cutoffs import Calendar, utc_now
 from churn_assets.monitoring.inventory import failed_partitions, outcomes
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
-from churn_assets.operations.plans import Batch, ranges, stages
-from churn_assets.operations.redefinition import Survey, made_first, survey
 from churn_assets.stores.catalog import WHOLE
 from churn_assets.stores.offline import OfflineStore
+
+if TYPE_CHECKING:
+    from churn_assets.operations.plans import Batch
+    from churn_assets.operations.redefinition import Survey
 
 SENSOR = "remake_what_was_redefined"
 STARTED_BY = {"churn/started_by": SENSOR}
@@ -40,11 +42,14 @@ def next_to_remake(
     calendar: Calendar,
     instance: dg.DagsterInstance,
     now: dt.datetime,
-) -> tuple[Batch, str] | None:
+) -> "tuple[Batch, str] | None":
     """The first run of the earliest stage that has something to remake, and its tag `REMAKES`.
 
     One at a time, because the champion of a cutoff is the incumbent of the next.
     """
+    from churn_assets.operations.plans import ranges, stages
+    from churn_assets.operations.redefinition import made_first, survey
+
     scored = calendar.keys(calendar.scored_cutoffs, now)
     if not scored:
         return None
@@ -71,7 +76,7 @@ def next_to_remake(
 
 
 def _lacking(
-    found: Survey, instance: dg.DagsterInstance, served: list[str], newest: str
+    found: "Survey", instance: dg.DagsterInstance, served: list[str], newest: str
 ) -> dict[str, set[str]]:
     """What is missing of the newest cutoff and will not be requested again: it failed, or waits.
 
@@ -85,7 +90,7 @@ def _lacking(
     return {name: {newest} for name in missing} if failed else {}
 
 
-def _tag(found: Survey, batch: Batch) -> str:
+def _tag(found: "Survey", batch: "Batch") -> str:
     definitions = [found.catalog.definitions[asset.path[-1]] for asset in batch.assets]
     names = [asset.path[-1] for asset in batch.assets]
     digest = hashlib.sha256(" ".join([*names, *definitions]).encode()).hexdigest()[:8]
