@@ -389,7 +389,9 @@ def test_sums_of_lines_at_the_bounds_fit() -> None:
     valid, rejected = ingested(pa.Table.from_pylist(lines))
     assert (len(valid), rejected) == (10_000, [])
     with utc_connection() as connection:
-        connection.register("events", pa.Table.from_pylist(valid))
+        connection.register("rows", pa.Table.from_pylist(valid))
+        typed = tables.EVENTS.table.typed("FROM rows")
+        connection.execute(f"CREATE TEMP TABLE events AS {typed}")
         activity, orders, products = (
             query(select("events"), connection) for _, select, _ in ROLLUPS
         )

@@ -308,7 +308,7 @@ def test_what_leaves_the_raw_layer_of_a_profile_is_declared():
     raw = {column.name for column in CUSTOMERS.columns}
     assert raw == {
         *("customer_id", "updated_at", "signup_at", "birth_date", "gender", "location", "income"),
-        *("education", "loyalty_status", "premium", "device"),
+        *("education", "loyalty_status", "premium", "device", "known_at"),
     }
     assert {feature.name: feature.sensitive for feature in PROFILE.features} == {
         **dict.fromkeys(("age", "gender", "location", "income", "education"), True),
