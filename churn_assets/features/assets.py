@@ -17,15 +17,12 @@ from churn_assets import features
 from churn_assets.cutoffs import Calendar, parse_key, utc_now
 from churn_assets.features import Groups
 from churn_assets.features.group import FeatureGroup
-from churn_assets.features.queries import feature_query
+from churn_assets.features.queries import ANY_CUTOFF, feature_query
 from churn_assets.stores.io_manager import shown
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.partitions import Query, Scan
 from churn_assets.stores.provenance import provenances
 from churn_assets.stores.tables import sql_version
-
-# Any cutoff serves to make a group's code version; it must only be the same at every load.
-ANY_CUTOFF = dt.date(2000, 1, 1)
 
 
 def assets(
@@ -95,9 +92,7 @@ def _asset(
             for done, key in enumerate(keys, 1):
                 began, cutoff = time.monotonic(), parse_key(key)
                 query = feature_query(asked, cutoff, lookback, partial(_before, scans, cutoff))
-                connection.execute(
-                    f"CREATE OR REPLACE TEMP TABLE features_at AS {query} ORDER BY customer_id"
-                )
+                connection.execute(f"CREATE OR REPLACE TEMP TABLE features_at AS {query}")
                 for group in asked:
                     rows = Query({key: "SELECT * FROM features_at"})
                     written = store.publish(

@@ -14,6 +14,9 @@ from churn_assets.features.group import Derived, Feature, FeatureGroup, window_d
 from churn_assets.history.known import in_window, placed
 from churn_assets.history.rollups import DAILY_ACTIVITY
 
+# Any cutoff serves to make a code version of SQL; it must only be the same at every load.
+ANY_CUTOFF = dt.date(2000, 1, 1)
+
 # A SQL relation of a rollup that has at least the rows of so many days before the cutoff.
 Relation = Callable[[str, float], str]
 

@@ -14,13 +14,15 @@ rows late, and what is read again takes the place of what was read before.
 """
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import dagster as dg
+
 from churn_assets.cutoffs import DAY_US, epoch_us
 from churn_assets.sources.manifest import Seen
-from churn_assets.sources.tables import KNOWN_AT, WITHDRAWN_AT, RawTable
+from churn_assets.sources.tables import RawTable
 from churn_assets.stores.pages import markdown
 from churn_assets.stores.sql import day_of, quoted, utc
 
@@ -83,8 +85,7 @@ def settle_known(
         for key, reading in delivery.earlier.items()
     )
     connection.execute(f"CREATE OR REPLACE TEMP TABLE earlier_rows AS {' UNION ALL '.join(parts)}")
-    same = " AND ".join(f"now.{name} IS NOT DISTINCT FROM was.{name}" for name in content)
-    key = " AND ".join(f"now.{name} IS NOT DISTINCT FROM was.{name}" for name in raw.key)
+    same, key = _equal(content), _equal(raw.key)
     valid = ", ".join(f"{sql} AS {name}" for name, sql in content.items())
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE settled AS
@@ -119,10 +120,13 @@ def settle_known(
     connection.execute("DROP TABLE settled")
 
 
-def keep_withdrawn(connection: "DuckDBPyConnection", raw: RawTable, delivery: Delivery) -> None:
-    """Add to `valid_rows` what was read before and is no longer there, with `withdrawn_at`."""
-    names = [n for n in raw.table.column_names if n not in (KNOWN_AT.name, WITHDRAWN_AT.name)]
-    same = " AND ".join(f"now.{name} IS NOT DISTINCT FROM was.{name}" for name in names)
+def keep_withdrawn(
+    connection: "DuckDBPyConnection", raw: RawTable, delivery: Delivery, content: Iterable[str]
+) -> None:
+    """Add to `valid_rows` what was read before and is no longer there, with `withdrawn_at`.
+
+    Drops `earlier_rows`. For the arguments see `settle_known`.
+    """
     columns = ", ".join(raw.table.column_names)
     connection.execute(
         f"""INSERT INTO valid_rows BY NAME
@@ -131,8 +135,14 @@ def keep_withdrawn(connection: "DuckDBPyConnection", raw: RawTable, delivery: De
         SELECT * REPLACE ({utc(delivery.read_at)} AS withdrawn_at) FROM (
             SELECT {columns} FROM earlier_rows AS was
             WHERE withdrawn_at IS NULL AND alike AND NOT EXISTS (
-                SELECT 1 FROM valid_rows AS now WHERE {same}))"""
+                SELECT 1 FROM valid_rows AS now WHERE {_equal(content)}))"""
     )
+    connection.execute("DROP TABLE earlier_rows")
+
+
+def _equal(names: Iterable[str]) -> str:
+    """SQL for whether columns of `now` and `was` have the same values."""
+    return " AND ".join(f"now.{name} IS NOT DISTINCT FROM was.{name}" for name in names)
 
 
 def files_seen(connection: "DuckDBPyConnection", seen: Seen) -> None:
@@ -148,8 +158,6 @@ def files_seen(connection: "DuckDBPyConnection", seen: Seen) -> None:
 
 def lateness(connection: "DuckDBPyConnection", raw: RawTable) -> dict[str, dict[str, object]]:
     """Per slice of `valid_rows`: how many rows became known late, and by how much."""
-    import dagster as dg
-
     days = f"(epoch_us(known_at) - epoch_us({raw.timestamp})) / {DAY_US}"
     counts = ", ".join(
         f"count(*) FILTER (WHERE late AND behind <= {most} AND behind > {least})"

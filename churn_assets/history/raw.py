@@ -129,7 +129,7 @@ def ingest(
         FROM parsed_rows WHERE reason IS NULL"""
     )
     if delivery and delivery.earlier:
-        keep_withdrawn(connection, raw, delivery)
+        keep_withdrawn(connection, raw, delivery, content)
     rejected = connection.execute("SELECT count(*) FROM parsed_rows WHERE reason IS NOT NULL")
     if rejected.fetchall()[0][0]:
         rows = source.relation
@@ -270,13 +270,16 @@ def assets(
                 if raw_table not in read:
                     ingested[raw_table.source_name] = stored_rows(store, raw_table, keys)
                     continue
-                seen = look(store.home, raw_table.source_name, source.input_files(raw_table), now())
+                read_at = now()
+                files = source.input_files(raw_table)
+                seen = look(store.home, raw_table.source_name, files, read_at)
                 source_table = source.read(connection, raw_table, begin, end)
                 delivery = None
                 if source_table and not isinstance(source, Synthetic):
-                    earlier = earlier_readings(store, raw_table, source_table, keys)
                     # A dump is what it is, whenever it is read.
-                    delivery = Delivery(now(), seen, {} if calendar.end else earlier)
+                    again = [] if calendar.end else keys
+                    earlier = earlier_readings(store, raw_table, source_table, again)
+                    delivery = Delivery(read_at, seen, earlier)
                 findings = ingest(
                     connection, raw_table, source_table, calendar, keys, erased, delivery
                 )

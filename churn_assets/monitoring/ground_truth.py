@@ -14,6 +14,7 @@ from types import ModuleType
 import dagster as dg
 
 from churn_assets.cutoffs import DAY_US, Calendar, day_number, parse_key
+from churn_assets.features.queries import ANY_CUTOFF
 from churn_assets.history.known import in_window
 from churn_assets.sources.synthetic import Synthetic
 from churn_assets.stores.offline import OfflineStore
@@ -74,7 +75,7 @@ def assets(calendar: Calendar, source: Synthetic, store: OfflineStore) -> list[d
         partitions_def=calendar.cutoffs,
         backfill_policy=dg.BackfillPolicy.single_run(),
         code_version=sql_version(
-            rates_query(dt.date(2000, 1, 1), "daily_activity", calendar.lookback_days),
+            rates_query(ANY_CUTOFF, "daily_activity", calendar.lookback_days),
             code_digest(_unrun("true_churn"), _unrun("shop"), _unrun("arrays")),
             f"{source} {calendar.horizon_days}",
         ),

@@ -11,7 +11,6 @@ Labels say what was known when they matured. `outcomes_changed` counts what late
 them since: where it grows, the horizon or the deliveries are worth a look.
 """
 
-import datetime as dt
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -153,8 +152,7 @@ def outcomes_changed(store: OfflineStore, calendar: Calendar, cutoff: str) -> in
     """Customers who purchased within the horizon by what is known now, against their label."""
     labels = store.scan(CHURN_LABELS, [cutoff]).sql
     day = parse_key(cutoff)
-    end = (day + dt.timedelta(days=calendar.horizon_days)).isoformat()
-    orders = store.scan(DAILY_ORDERS).within(cutoff, end).sql
+    orders = store.scan(DAILY_ORDERS).after(day, calendar.horizon_days).sql
     with store.connect() as connection:
         rows = connection.execute(
             f"""SELECT count(*) FROM {labels} AS labels LEFT JOIN (

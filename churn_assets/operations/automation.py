@@ -19,11 +19,8 @@ import dagster as dg
 from churn_assets.cutoffs import Calendar, utc_now
 from churn_assets.history.readings import notice_deliveries
 from churn_assets.history.topic_model import TOPIC_MODEL
-from churn_assets.monitoring.inventory import held_back_partitions
-from churn_assets.monitoring.staleness import read_otherwise
 from churn_assets.operations.forgetting import forget_what_is_to_come
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
-from churn_assets.operations.redefinition import slices_of_deliveries
 from churn_assets.sources.source import Source
 from churn_assets.stores.offline import OfflineStore
 
@@ -83,10 +80,10 @@ def slices_to_read(
 ) -> list[str]:
     """The slices that have ended and are to be read, in order.
 
-    Those of which a raw table is missing, those of which something else was read than belongs to
-    them, such as half of one, those of which something was delivered since, and those that are held
-    back, because their source may be mended.
+    Those of which a raw table is missing, and those that are to be read again.
     """
+    from churn_assets.operations.redefinition import slices_to_read_again
+
     ended = set(calendar.keys(calendar.slices, now))
     wanted = set[str]()
     for name in filter(store.declared.is_raw, store.tables):
@@ -94,9 +91,7 @@ def slices_to_read(
         recorded = instance.get_materialized_partitions(dg.AssetKey(name))
         have = {key for key in ended & set(recorded) if store.has(table, key)}
         wanted |= ended - have
-        wanted |= read_otherwise(store, name, have)
-        wanted |= slices_of_deliveries(store, calendar, name, have)
-        wanted |= held_back_partitions(store, table, have)
+        wanted |= slices_to_read_again(store, name, have)
     return sorted(wanted)
 
 

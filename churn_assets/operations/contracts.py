@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from churn_assets.cutoffs import midnight, parse_key
+from churn_assets.cutoffs import epoch_us, midnight, parse_key
 from churn_assets.features import feature_groups
 from churn_assets.features.group import FeatureGroup
 from churn_assets.history.quarantine import QUARANTINED_ROWS
@@ -19,6 +19,7 @@ from churn_assets.operations.populations import equals_population
 from churn_assets.operations.subjects import Findings, Subject, asked
 from churn_assets.predictions.churn_predictions import CHURN_PREDICTIONS
 from churn_assets.sources.tables import KNOWN_AT, RAW_TABLES, WITHDRAWN_AT, RawTable
+from churn_assets.stores.partitions import key_of
 from churn_assets.stores.tables import Column, Table
 from churn_assets.training_data.dataset import TRAINING_DATASET
 from churn_assets.training_data.labels import CHURN_LABELS, SATISFACTION_CHURN_LABELS
@@ -184,9 +185,9 @@ def _bounds(subject: Subject) -> tuple[str, str]:
     for key in subject.cutoffs:
         begin, end = subject.calendar.slice_window(key)
         # Profile versions of before history began belong to its first slice.
-        since = "NULL" if key == first else str(int(begin.timestamp()) * 1_000_000)
+        since = "NULL" if key == first else str(epoch_us(begin))
         begins.append(f"WHEN '{key}' THEN {since}")
-        ends.append(f"WHEN '{key}' THEN {int(end.timestamp() * 1_000_000)}")
+        ends.append(f"WHEN '{key}' THEN {epoch_us(end)}")
     return f"CASE part {' '.join(begins)} END", f"CASE part {' '.join(ends)} END"
 
 
@@ -195,14 +196,13 @@ def no_future(group: FeatureGroup) -> Callable[[Subject], str]:
 
     def query(subject: Subject) -> str:
         newest = [
-            (path.parent.name.partition("=")[2], moment)
+            (key_of(path), moment)
             for name in group.rollup_days(subject.calendar.lookback_days)
             for path, moment in _newest(subject, subject.store.tables[name]).items()
         ]
         moments = ", ".join(f"('{key}', {moment})" for key, moment in newest)
         cutoffs = ", ".join(
-            f"('{key}', {int(midnight(parse_key(key)).timestamp()) * 1_000_000})"
-            for key in subject.cutoffs
+            f"('{key}', {epoch_us(midnight(parse_key(key)))})" for key in subject.cutoffs
         )
         return f"""
             SELECT part, count(*) AS "slices that tell of moments after the cutoff"

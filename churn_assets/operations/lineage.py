@@ -8,7 +8,6 @@ tests compare both.
 Tables that Python makes (predictions, reports) have no lineage here: every feature is in them.
 """
 
-import datetime as dt
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ import dagster as dg
 
 from churn_assets.features import Groups
 from churn_assets.features.group import FeatureGroup
+from churn_assets.features.queries import ANY_CUTOFF
 from churn_assets.history.rollups import DAILY_ACTIVITY, DAILY_ORDERS, ROLLUPS
 from churn_assets.history.scored_reviews import SCORED_REVIEWS
 from churn_assets.online.sync import ONLINE_FEATURES, PREDICTION_COLUMNS, online_table
@@ -38,9 +38,6 @@ Lineage = Mapping[str, Sources]
 """What each column of a table is made from."""
 
 TOKEN = re.compile(r"'(?:[^']|'')*'|\w+|\S")
-
-
-ANY_DAY = dt.date(2000, 1, 1)
 
 
 def selected(select: str) -> dict[str, set[str]]:
@@ -132,11 +129,15 @@ def lineages(groups: Groups, tables: Mapping[str, Table]) -> dict[str, Lineage]:
     names = (DAILY_ACTIVITY.name, DAILY_ORDERS.name, SATISFACTION.table.name)
     activity, orders, surveys = names
     label_queries = (
-        (CHURN_LABELS, DAILY_ORDERS, churn_labels_query(ANY_DAY, ANY_DAY, 1, 1, activity, orders)),
+        (
+            CHURN_LABELS,
+            DAILY_ORDERS,
+            churn_labels_query(ANY_CUTOFF, ANY_CUTOFF, 1, 1, activity, orders),
+        ),
         (
             SATISFACTION_CHURN_LABELS,
             SATISFACTION.table,
-            satisfaction_churn_labels_query(ANY_DAY, ANY_DAY, 1, 1, 0, activity, surveys),
+            satisfaction_churn_labels_query(ANY_CUTOFF, ANY_CUTOFF, 1, 1, 0, activity, surveys),
         ),
     )
     of_text = dict.fromkeys(scored.column_names, "text")

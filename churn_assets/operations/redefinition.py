@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from churn_assets.cutoffs import Calendar
 from churn_assets.history.readings import delivered_since
 from churn_assets.monitoring.inventory import held_back_partitions, present_partitions
 from churn_assets.monitoring.staleness import read_otherwise, redefined, sources
@@ -57,21 +56,23 @@ def survey(
         present[name] = keys
         other[name] = redefined(store, name, keys, sources(store, instance, name))
         if catalog.is_raw(name):
-            held_back = held_back_partitions(store, store.tables[name], keys)
-            delivered = slices_of_deliveries(store, catalog.calendar, name, keys)
-            to_read[name] = held_back | read_otherwise(store, name, keys) | delivered
+            to_read[name] = slices_to_read_again(store, name, keys)
     return Survey(catalog, present, other, to_read)
 
 
-def slices_of_deliveries(
-    store: OfflineStore, calendar: Calendar, asset: str, keys: Collection[str]
-) -> frozenset[str]:
-    """Those of the slices of a raw asset that have rows in files which were delivered since.
+def slices_to_read_again(store: OfflineStore, asset: str, keys: Collection[str]) -> set[str]:
+    """Those of the slices of a raw asset that are not to stay as they were read.
 
-    What `notice_deliveries` has noticed counts.
+    Those of which something else was read than belongs to them, those that have rows in files which
+    were delivered since, as `notice_deliveries` has noticed, and those that are held back, whose
+    source may be mended.
     """
-    found = [raw for raw in RAW_TABLES if raw.table.name == asset]
-    return frozenset().union(*(delivered_since(store, calendar, raw, keys) for raw in found))
+    again = {*held_back_partitions(store, store.tables[asset], keys)}
+    again |= read_otherwise(store, asset, keys)
+    for raw_table in RAW_TABLES:
+        if raw_table.table.name == asset:
+            again |= delivered_since(store, store.declared.calendar, raw_table, keys)
+    return again
 
 
 def made_first(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from churn_assets.cutoffs import Calendar
 from churn_assets.stores.offline import OfflineStore
-from churn_assets.stores.parquet import footer
 from churn_assets.stores.partitions import Scan
 from churn_assets.stores.sql import quoted
 from churn_assets.stores.tables import Table
@@ -54,11 +53,8 @@ class Subject:
     @property
     def rows(self) -> str:
         """A relation of the rows with at least the declared columns, and with `part`."""
-        files = [self.store.path(self.table, key) for key in self.keys]
-        declared = set(self.table.column_names)
-        if all(declared <= footer(path).columns for path in files):
-            return rows_of(files)
-        return f"({self.table.empty()} UNION ALL BY NAME FROM {rows_of(files)})"
+        files = tuple(self.store.path(self.table, key) for key in self.keys)
+        return Scan(self.table, files).completed(rows_of(files))
 
     @property
     def cutoffs(self) -> list[str]:

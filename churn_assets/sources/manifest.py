@@ -8,7 +8,6 @@ is found by comparing them. Nothing here reads rows.
 """
 
 import datetime as dt
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from churn_assets.cutoffs import epoch_us
 from churn_assets.sources.input_files import InputFile
-from churn_assets.stores.digests import file_digest
+from churn_assets.stores.digests import file_digest, text_digest
 from churn_assets.stores.staging import write_text
 
 MANIFEST = "input_manifest.json"
@@ -136,4 +135,4 @@ def record(home: Path, table: str, seen: Seen) -> Seen:
 def files_digest(seen: Seen, begin: int, end: int) -> str:
     """A digest of the contents that may have rows of `[begin, end)`."""
     meeting = sorted((name, f.digest) for name, f in seen.items() if f.meets(begin, end))
-    return hashlib.sha256(repr(meeting).encode()).hexdigest()[:32]
+    return text_digest(repr(meeting))

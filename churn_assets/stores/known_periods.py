@@ -7,11 +7,11 @@ leave the digests of those before as they are. The footer of a slice's file keep
 What became known before the slice was over is one period, 0, because no cutoff lies between.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from churn_assets.stores.digests import text_digest
 from churn_assets.stores.parquet import footer
 from churn_assets.stores.tables import Table
 
@@ -44,7 +44,7 @@ def known_periods(
             WHERE {table.replaced_day} IS NOT NULL
         ) GROUP BY 1 ORDER BY 1"""
     ).fetchall()
-    return {str(period): _digest(repr(of_rows)) for period, *of_rows in found}
+    return {str(period): text_digest(repr(of_rows)) for period, *of_rows in found}
 
 
 def known_before(path: Path, day: int) -> str | None:
@@ -52,8 +52,6 @@ def known_before(path: Path, day: int) -> str | None:
     said = footer(path).notes.get("known_periods")
     if said is None:
         return None
-    return _digest(repr(sorted((int(p), d) for p, d in json.loads(said).items() if int(p) < day)))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return text_digest(
+        repr(sorted((int(p), d) for p, d in json.loads(said).items() if int(p) < day))
+    )

@@ -264,6 +264,7 @@ class OfflineStore:
             own = "SELECT * FROM staged"
         with staged(self.home) as path:
             connection.execute(copy_to(path, own, notes))
+            connection.execute("DROP TABLE IF EXISTS staged")
             count = row_count(path)
             if not self._is_cut_otherwise(table, key, provenance):
                 self._refuse_shrinking(connection, table, key, path)

@@ -56,7 +56,12 @@ class Scan:
         if not self.files:
             return f"({self.table.empty()})"
         files = ", ".join(f"'{quoted(path)}'" for path in self.files)
-        rows = f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"
+        return self.completed(
+            f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"
+        )
+
+    def completed(self, rows: str) -> str:
+        """A relation of the files' rows, with the declared columns that a file may lack."""
         declared = set(self.table.column_names)
         if all(declared <= footer(path).columns for path in self.files):
             return rows
@@ -64,22 +69,25 @@ class Scan:
 
     def of(self, key: str) -> "Scan":
         """The one partition of a key."""
-        return replace(self, files=tuple(path for path in self.files if _key(path) == key))
+        return replace(self, files=tuple(path for path in self.files if key_of(path) == key))
 
     def before(self, cutoff: dt.date, days: float) -> "Scan":
         """The partitions that may have rows of `[cutoff - days, cutoff)`; of a table of slices."""
         begin = "" if days == float("inf") else (cutoff - dt.timedelta(days=days)).isoformat()
-        return self.within(begin, cutoff.isoformat())
+        return self._within(begin, cutoff.isoformat())
 
-    def within(self, begin: str, end: str) -> "Scan":
-        """The partitions that may have rows of the days `[begin, end)`; of a table of slices."""
-        following = [*map(_key, self.files[1:]), "9999"]
+    def after(self, cutoff: dt.date, days: int) -> "Scan":
+        """The partitions that may have rows of `[cutoff, cutoff + days)`; of a table of slices."""
+        return self._within(cutoff.isoformat(), (cutoff + dt.timedelta(days=days)).isoformat())
+
+    def _within(self, begin: str, end: str) -> "Scan":
+        following = [*map(key_of, self.files[1:]), "9999"]
         return replace(
             self,
             files=tuple(
                 path
                 for path, after in zip(self.files, following, strict=False)
-                if _key(path) < end and after > begin
+                if key_of(path) < end and after > begin
             ),
         )
 
@@ -88,7 +96,8 @@ class Scan:
         return sum(row_count(path) for path in self.files)
 
 
-def _key(path: Path) -> str:
+def key_of(path: Path) -> str:
+    """The key of the partition that a file is; empty for a whole table."""
     return path.parent.name.partition("=")[2]
 
 

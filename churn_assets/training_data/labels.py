@@ -13,7 +13,7 @@ from fractions import Fraction
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, day_number, parse_key
-from churn_assets.features.queries import population
+from churn_assets.features.queries import ANY_CUTOFF, population
 from churn_assets.history.known import known_before, placed
 from churn_assets.history.rollups import DAILY_ACTIVITY, DAILY_ORDERS
 from churn_assets.stores.partitions import Query, Scan
@@ -76,9 +76,6 @@ SATISFACTION_CHURN_LABELS = cutoff_table(
     ],
 )
 
-# Any days serve to make a code version; they must only be the same at every load.
-ANY_DAY = dt.date(2000, 1, 1)
-
 # Probability of churn by satisfaction score, as published with the survey-based alternative.
 CHURN_PROBABILITY = {1: 0.8, 2: 0.6, 3: 0.35, 4: 0.15, 5: 0.05}
 
@@ -134,8 +131,8 @@ def _hex_limit(probability: float) -> str:
 def assets(calendar: Calendar, seed: int) -> list[dg.AssetsDefinition]:
     """The label sets."""
     code = churn_labels_query(
-        ANY_DAY,
-        ANY_DAY,
+        ANY_CUTOFF,
+        ANY_CUTOFF,
         calendar.lookback_days,
         calendar.horizon_days,
         DAILY_ACTIVITY.name,
@@ -163,21 +160,20 @@ def assets(calendar: Calendar, seed: int) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, daily_activity: Scan, daily_orders: Scan
     ) -> Query:
         def labels(cutoff: dt.date) -> str:
-            horizon = _horizon(calendar, cutoff)
             return churn_labels_query(
                 cutoff,
                 calendar.labels_known_before(cutoff),
                 calendar.lookback_days,
                 calendar.horizon_days,
                 daily_activity.before(cutoff, calendar.lookback_days).sql,
-                daily_orders.within(*horizon).sql,
+                daily_orders.after(cutoff, calendar.horizon_days).sql,
             )
 
         return Query({key: labels(parse_key(key)) for key in context.partition_keys})
 
     satisfaction_code = satisfaction_churn_labels_query(
-        ANY_DAY,
-        ANY_DAY,
+        ANY_CUTOFF,
+        ANY_CUTOFF,
         calendar.lookback_days,
         calendar.horizon_days,
         seed,
@@ -209,7 +205,6 @@ def assets(calendar: Calendar, seed: int) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, daily_activity: Scan, raw_satisfaction: Scan
     ) -> Query:
         def labels(cutoff: dt.date) -> str:
-            horizon = _horizon(calendar, cutoff)
             return satisfaction_churn_labels_query(
                 cutoff,
                 calendar.labels_known_before(cutoff),
@@ -217,14 +212,9 @@ def assets(calendar: Calendar, seed: int) -> list[dg.AssetsDefinition]:
                 calendar.horizon_days,
                 seed,
                 daily_activity.before(cutoff, calendar.lookback_days).sql,
-                raw_satisfaction.within(*horizon).sql,
+                raw_satisfaction.after(cutoff, calendar.horizon_days).sql,
             )
 
         return Query({key: labels(parse_key(key)) for key in context.partition_keys})
 
     return [churn_labels, satisfaction_churn_labels]
-
-
-def _horizon(calendar: Calendar, cutoff: dt.date) -> tuple[str, str]:
-    """The days `[cutoff, cutoff + horizon)`."""
-    return cutoff.isoformat(), (cutoff + dt.timedelta(days=calendar.horizon_days)).isoformat()
