@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from churn_assets.cutoffs import Calendar, parse_key
+from churn_assets.features.queries import ANY_CUTOFF
 from churn_assets.history.rollups import DAILY_ORDERS
 from churn_assets.models import bootstrap, grades, metrics
 from churn_assets.models.artefacts import ModelStore
@@ -196,6 +197,7 @@ def assets(
                 code_version=sql_version(
                     code_digest(*CODE),
                     f"{economics} {seed} {has_truth} {NEVER} {' '.join(METRICS)}",
+                    in_horizon(ANY_CUTOFF, None, calendar.horizon_days),
                 ),
                 kinds={"duckdb", "parquet"},
                 metadata={"dagster/column_schema": REALISED_PERFORMANCE.as_dagster()},

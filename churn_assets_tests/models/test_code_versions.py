@@ -43,6 +43,7 @@ NOT_LISTED = {
     "sql_version": "makes versions",
     "SYNTHETIC_TRUTH": "a table, which is in the graph",
     "CHURN_PREDICTIONS": "likewise",
+    "DAILY_ORDERS": "likewise",
     "TRAINING_DATASET": "likewise",
     "CHURN_LABELS": "likewise",
     "LABEL_COLUMNS": "the labels are in the graph",
@@ -53,7 +54,7 @@ NOT_LISTED = {
 VERSIONED = [
     pytest.param(candidates.CODE, {"TARGET", "MOST_TRAINING_ROWS"}, id="models"),
     pytest.param(champion.CODE, {"TARGET", "MOST_TRAINING_ROWS", "GRADES"}, id="champion_model"),
-    pytest.param(performance.CODE, {"METRICS", "NEVER"}, id="realised_performance"),
+    pytest.param(performance.CODE, {"METRICS", "NEVER", "in_horizon"}, id="realised_performance"),
 ]
 
 
