@@ -15,7 +15,7 @@ rows late, and what is read again takes the place of what was read before.
 
 import datetime as dt
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -60,7 +60,7 @@ class Delivery:
 
     read_at: dt.datetime
     seen: Seen
-    earlier: Mapping[str, EarlierReading]
+    earlier: Mapping[str, EarlierReading] = field(default_factory=dict)
 
 
 def settle_known(
@@ -90,32 +90,32 @@ def settle_known(
     connection.execute(
         f"""CREATE OR REPLACE TEMP TABLE settled AS
         WITH matched AS (
-            SELECT row_number, CASE WHEN alike THEN was.known_at
+            SELECT row_id, CASE WHEN alike THEN was.known_at
                 WHEN was.known_at > was.{raw.timestamp}
                     THEN greatest(now.{raw.timestamp}, was.known_at)
                 ELSE now.known_at END AS was_known
-            FROM (SELECT row_number, known_at, {valid} FROM parsed_rows WHERE reason IS NULL) AS now
+            FROM (SELECT rowid AS row_id, known_at, {valid} FROM parsed_rows WHERE reason IS NULL)
+                AS now
             JOIN earlier_rows AS was ON now.slice = was.slice AND {key}
             WHERE was.withdrawn_at IS NULL AND (NOT alike OR ({same}))
         )
-        SELECT row_number, CASE WHEN was_known IS NOT NULL THEN was_known
+        SELECT row_id, CASE WHEN was_known IS NOT NULL THEN was_known
             WHEN NOT is_given AND seen > first_read
                 THEN greatest({raw.timestamp}, make_timestamptz(seen))
             ELSE known_at END AS known_at
         FROM (
-            SELECT row_number, {raw.timestamp}, known_at, is_given, first_read, was_known,
+            SELECT row_id, {raw.timestamp}, known_at, is_given, first_read, was_known,
                 coalesce(CASE WHEN alike THEN seen_us ELSE first_seen_us END,
                     {epoch_us(delivery.read_at)}) AS seen
-            FROM parsed_rows
+            FROM (SELECT *, rowid AS row_id FROM parsed_rows WHERE reason IS NULL)
             JOIN (VALUES {slices}) AS slices (slice, first_read, alike) USING (slice)
             LEFT JOIN files_seen USING (file)
-            LEFT JOIN matched USING (row_number)
-            WHERE reason IS NULL
+            LEFT JOIN matched USING (row_id)
         )"""
     )
     connection.execute(
         "UPDATE parsed_rows SET known_at = settled.known_at FROM settled "
-        "WHERE parsed_rows.row_number = settled.row_number"
+        "WHERE parsed_rows.rowid = settled.row_id"
     )
     connection.execute("DROP TABLE settled")
 

@@ -5,14 +5,14 @@ purchases are all worth nothing, types of events that nobody knows, files of whi
 lost. Nothing here changes a row.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import dagster as dg
 
 from churn_assets.history.formats import Formats
-from churn_assets.history.ways import place
 from churn_assets.sources.source import SourceTable
 from churn_assets.sources.tables import EVENTS, RawTable
 from churn_assets.stores.pages import markdown
@@ -28,22 +28,103 @@ WORTH_A_WORD = 0.01
 BY_SETTINGS = ("before_start", "future_timestamp")
 MOST_SHOWN = 20
 
+K = TypeVar("K")
+
+
+@dataclass(frozen=True, order=True)
+class Counted:
+    """Rows of a kind; the order is that of the first of them.
+
+    Args:
+        file: The file of the first.
+        line: Its line.
+        rows: How many there are.
+    """
+
+    file: str
+    line: int
+    rows: int
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}" if self.file else f"row {self.line}"
+
+
+def _sum(some: Mapping[K, Counted], others: Mapping[K, Counted]) -> dict[K, Counted]:
+    found = dict(some)
+    for kind, counted in others.items():
+        first = min(counted, found.get(kind, counted))
+        rows = counted.rows + (found[kind].rows if kind in found else 0)
+        found[kind] = replace(first, rows=rows)
+    return found
+
 
 @dataclass(frozen=True)
 class Findings:
     """What is to be said of a table's rows.
 
     Args:
-        warnings: In words, for the terminal and the log of the run.
+        raw: The table.
+        unclear: Why values of columns are left out, in words.
+        has_amounts: Whether the source has amounts.
         metadata: What the page of each slice shows.
-        pending: Rows of after the slices.
-        spans: By file, the first and the last time of its rows in microseconds since 1970.
+        by_reason: For each reason of quarantine, and for None, how many rows, and which is first.
+        lost: For each column, of how many rows the value is left out, and which is first.
+        purchases: How many purchases there are.
+        worth: How many of these have an amount.
+        known_types: How many events have a type that we know.
+        other_types: How many have another, by its name.
     """
 
-    warnings: tuple[str, ...] = ()
+    raw: RawTable
+    unclear: tuple[str, ...] = ()
+    has_amounts: bool = True
     metadata: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    pending: int = 0
-    spans: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+    by_reason: Mapping[str | None, Counted] = field(default_factory=dict)
+    lost: Mapping[str, Counted] = field(default_factory=dict)
+    purchases: int = 0
+    worth: int = 0
+    known_types: int = 0
+    other_types: Mapping[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: "Findings") -> "Findings":
+        """What is to be said of the rows of other slices as well."""
+        return replace(
+            self,
+            metadata={**self.metadata, **other.metadata},
+            by_reason=_sum(self.by_reason, other.by_reason),
+            lost=_sum(self.lost, other.lost),
+            purchases=self.purchases + other.purchases,
+            worth=self.worth + other.worth,
+            known_types=self.known_types + other.known_types,
+            other_types=Counter(self.other_types) + Counter(other.other_types),
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is to be said in words, for the terminal and the log of the run."""
+        said = [*self.unclear, *_rejected(self.raw, self.by_reason)]
+        said += [
+            f"{self.raw.source_name}: {column} of {found.rows:,} rows cannot be used and is "
+            f"missing, first at {found.place}."
+            for column, found in self.lost.items()
+        ]
+        return (*said, *(self._of_events() if self.raw is EVENTS else ()))
+
+    def _of_events(self) -> list[str]:
+        """That no purchase is worth anything, or no type is known."""
+        warnings = list[str]()
+        if self.purchases and not self.worth:
+            why = "" if self.has_amounts else ": the source has no column amount"
+            warnings.append(f"events: all {self.purchases:,} purchases have amount 0{why}.")
+        others = sum(self.other_types.values())
+        if others and not self.known_types:
+            most = sorted(self.other_types, key=lambda name: (-self.other_types[name], name))[:5]
+            warnings.append(
+                f"events: the type of none of the {others:,} rows is known, all are kept as other: "
+                f"{', '.join(most)}."
+            )
+        return warnings
 
 
 def require_times(raw: RawTable, rows: int, usable: int, first_unusable: str | None) -> None:
@@ -61,14 +142,9 @@ def require_times(raw: RawTable, rows: int, usable: int, first_unusable: str | N
 
 
 def find(
-    connection: "DuckDBPyConnection",
-    raw: RawTable,
-    source: SourceTable,
-    formats: Formats,
-    pending: int,
+    connection: "DuckDBPyConnection", raw: RawTable, source: SourceTable, formats: Formats
 ) -> Findings:
-    """What is to be said of `parsed_rows`, a table of `raw.ingest`."""
-    warnings = [*formats.unclear, *_rejected(connection, raw)]
+    """What is to be said of `parsed_rows`, a table of `raw.read_slices`."""
     metadata: dict[str, dict[str, object]] = {}
 
     def add(name: str, header: list[str], rows: Sequence[tuple[str, list[str]]]) -> None:
@@ -79,91 +155,94 @@ def find(
                 lines[MOST_SHOWN:] = [[f"and {len(left)} more", *[""] * (len(header) - 1)]]
             metadata.setdefault(key, {})[name] = dg.MetadataValue.md(markdown(header, lines))
 
-    if source.located:
-        add("files", ["file", "rows", "ingested", "in quarantine"], _files(connection))
-    lost = connection.execute(
-        f"""SELECT CAST(slice AS VARCHAR), name, count(*), arg_min({place()}, (file, line))
-        FROM (SELECT slice, file, line, unnest(lost) AS name FROM parsed_rows WHERE reason IS NULL)
-        GROUP BY ALL ORDER BY ALL"""
+    counts = connection.execute(
+        """SELECT CAST(slice AS VARCHAR), file, reason, count(*), min(line),
+            count(*) FILTER (WHERE is_moved)
+        FROM parsed_rows GROUP BY slice, file, reason ORDER BY slice, file, reason"""
     ).fetchall()
+    by_reason: dict[str | None, Counted] = {}
+    files: dict[tuple[str, str], list[int]] = {}
+    for key, file, reason, rows, line, moved in counts:
+        by_reason = _sum(by_reason, {reason: Counted(file, line, rows)})
+        of_file = files.setdefault((key, file), [0, 0])
+        of_file[0] += rows
+        of_file[1] += rows if reason is None else 0
+        if moved:
+            said = metadata.setdefault(key, {})
+            said["known_at_moved"] = said.get("known_at_moved", 0) + moved
+    if source.located:
+        add(
+            "files",
+            ["file", "rows", "ingested", "in quarantine"],
+            [
+                (key, [file, f"{rows:,}", f"{kept:,}", f"{rows - kept:,}"])
+                for (key, file), (rows, kept) in files.items()
+            ],
+        )
+    values = connection.execute(
+        """SELECT CAST(slice AS VARCHAR), name, count(*), arg_min({'file': file, 'line': line},
+            (file, line))
+        FROM (SELECT slice, file, line, unnest(lost) AS name FROM parsed_rows
+            WHERE reason IS NULL AND len(lost) > 0)
+        GROUP BY slice, name ORDER BY slice, name"""
+    ).fetchall()
+    lost: dict[str, Counted] = {}
+    for _, name, rows, first in values:
+        lost = _sum(lost, {name: Counted(first["file"], first["line"], rows)})
     add(
         "values_left_out",
         ["column", "rows", "first"],
-        [(key, [name, f"{rows:,}", first]) for key, name, rows, first in lost],
+        [
+            (key, [name, f"{rows:,}", Counted(**first, rows=rows).place])
+            for key, name, rows, first in values
+        ],
     )
-    for column in dict.fromkeys(name for _, name, *_ in lost):
-        rows = sum(count for _, name, count, _ in lost if name == column)
-        first = next(first for _, name, _, first in lost if name == column)
-        warnings.append(
-            f"{raw.source_name}: {column} of {rows:,} rows cannot be used and is missing, first at "
-            f"{first}."
-        )
-    moved = connection.execute(
-        "SELECT CAST(slice AS VARCHAR), count(*) FROM parsed_rows WHERE is_moved GROUP BY 1"
-    ).fetchall()
-    for key, rows in moved:
-        metadata.setdefault(key, {})["known_at_moved"] = rows
-    if raw is EVENTS:
-        warnings += _of_events(connection, source)
-        others = connection.execute(
-            """SELECT CAST(slice AS VARCHAR), coalesce(given_type, ''), count(*) FROM parsed_rows
-            WHERE reason IS NULL AND event_type = 'other' GROUP BY ALL ORDER BY 1, 3 DESC, 2"""
-        ).fetchall()
-        header = ["event type, kept as other", "rows"]
-        add("other_types", header, [(key, [name, f"{rows:,}"]) for key, name, rows in others])
-        turned = connection.execute(
-            """SELECT CAST(slice AS VARCHAR), count(*) FROM parsed_rows
-            WHERE reason IS NULL AND is_turned GROUP BY 1"""
-        ).fetchall()
-        for key, rows in turned:
-            metadata.setdefault(key, {})["negative_lines_as_refunds"] = rows
-    return Findings(tuple(warnings), metadata, pending)
+    has_amounts = "amount" in source.columns
+    found = Findings(raw, formats.unclear, has_amounts, metadata, by_reason, lost)
+    return _with_events(connection, found, metadata, add) if raw is EVENTS else found
 
 
-def _files(connection: "DuckDBPyConnection") -> list[tuple[str, list[str]]]:
-    rows = connection.execute(
-        """SELECT CAST(slice AS VARCHAR), file, count(*), count(*) FILTER (WHERE reason IS NULL)
-        FROM parsed_rows GROUP BY ALL ORDER BY ALL"""
-    ).fetchall()
-    return [(key, [file, f"{n:,}", f"{kept:,}", f"{n - kept:,}"]) for key, file, n, kept in rows]
-
-
-def _rejected(connection: "DuckDBPyConnection", raw: RawTable) -> list[str]:
-    """That rows are in quarantine, where it is more than a few."""
-    rows = connection.execute(
-        f"""SELECT reason, count(*), arg_min({place()}, (file, line))
-        FROM parsed_rows GROUP BY 1 ORDER BY 2 DESC, 1"""
-    ).fetchall()
-    total = sum(count for _, count, _ in rows)
-    rejected = [(reason, count, first) for reason, count, first in rows if reason]
-    unsettled = sum(count for reason, count, _ in rejected if reason not in BY_SETTINGS)
-    none_left = total > 0 and sum(count for _, count, _ in rejected) == total
-    if unsettled <= WORTH_A_WORD * total and not none_left:
-        return []
-    named = ", ".join(f"{count:,} {reason} (first {first})" for reason, count, first in rejected)
-    count = sum(count for _, count, _ in rejected)
-    return [f"{raw.source_name}: {count:,} of {total:,} rows are in quarantine: {named}."]
-
-
-def _of_events(connection: "DuckDBPyConnection", source: SourceTable) -> list[str]:
-    """That no purchase is worth anything, or no type is known."""
-    rows, purchases, worth, known = connection.execute(
-        """SELECT count(*), count(*) FILTER (WHERE event_type = 'purchase'),
+def _with_events(
+    connection: "DuckDBPyConnection",
+    findings: Findings,
+    metadata: dict[str, dict[str, object]],
+    add: Callable[[str, list[str], Sequence[tuple[str, list[str]]]], None],
+) -> Findings:
+    """Findings with what is to be said of events only; adds to the metadata of slices."""
+    counts = connection.execute(
+        """SELECT CAST(slice AS VARCHAR), count(*) FILTER (WHERE event_type = 'purchase'),
             count(*) FILTER (WHERE event_type = 'purchase' AND amount > 0),
-            count(*) FILTER (WHERE event_type <> 'other')
-        FROM parsed_rows WHERE reason IS NULL"""
-    ).fetchall()[0]
-    warnings = list[str]()
-    if purchases and not worth:
-        why = "" if "amount" in source.columns else ": the source has no column amount"
-        warnings.append(f"events: all {purchases:,} purchases have amount 0{why}.")
-    if rows and not known:
-        names = connection.execute(
-            """SELECT coalesce(given_type, 'missing') FROM parsed_rows WHERE reason IS NULL
-            GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT 5"""
-        ).fetchall()
-        warnings.append(
-            f"events: the type of none of the {rows:,} rows is known, all are kept as other: "
-            f"{', '.join(name for (name,) in names)}."
-        )
-    return warnings
+            count(*) FILTER (WHERE event_type <> 'other'), count(*) FILTER (WHERE is_turned)
+        FROM parsed_rows WHERE reason IS NULL GROUP BY slice ORDER BY slice"""
+    ).fetchall()
+    for key, *_, turned in counts:
+        if turned:
+            metadata.setdefault(key, {})["negative_lines_as_refunds"] = turned
+    others = connection.execute(
+        """SELECT CAST(slice AS VARCHAR), coalesce(given_type, ''), count(*) FROM parsed_rows
+        WHERE reason IS NULL AND event_type = 'other' GROUP BY 1, 2 ORDER BY 1, 3 DESC, 2"""
+    ).fetchall()
+    header = ["event type, kept as other", "rows"]
+    add("other_types", header, [(key, [name, f"{rows:,}"]) for key, name, rows in others])
+    types = Counter[str]()
+    for _, name, rows in others:
+        types[name or "missing"] += rows
+    purchases, worth, known = (sum(row[place] for row in counts) for place in (1, 2, 3))
+    return replace(findings, purchases=purchases, worth=worth, known_types=known, other_types=types)
+
+
+def _rejected(raw: RawTable, by_reason: Mapping[str | None, Counted]) -> list[str]:
+    """That rows are in quarantine, where it is more than a few."""
+    total = sum(found.rows for found in by_reason.values())
+    rejected = sorted(
+        ((reason, found) for reason, found in by_reason.items() if reason),
+        key=lambda of_reason: (-of_reason[1].rows, of_reason[0]),
+    )
+    unsettled = sum(found.rows for reason, found in rejected if reason not in BY_SETTINGS)
+    count = sum(found.rows for _, found in rejected)
+    if unsettled <= WORTH_A_WORD * total and not (total > 0 and count == total):
+        return []
+    named = ", ".join(
+        f"{found.rows:,} {reason} (first {found.place})" for reason, found in rejected
+    )
+    return [f"{raw.source_name}: {count:,} of {total:,} rows are in quarantine: {named}."]

@@ -5,14 +5,14 @@ refused where rows need it, because one of the ways would be read wrong; where r
 it, what nobody can tell is missing, and that is said.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from churn_assets.history.numbers import NumberFormat, number_format, number_way
 from churn_assets.history.times import TimeFormat, time_format, time_way
 from churn_assets.history.values import as_text
-from churn_assets.history.ways import Refused, Way, place
+from churn_assets.history.ways import Refused, Way
 from churn_assets.sources.input_files import WITH_DECIMAL_POINT
 from churn_assets.sources.source import SourceTable
 from churn_assets.sources.tables import DECIMAL, TIMESTAMPTZ, RawTable
@@ -46,6 +46,10 @@ def is_typed(dtype: str) -> bool:
     return dtype.startswith(("TIMESTAMP", "DATE"))
 
 
+# Of each column, the ways in which a file writes it: name, first value, line.
+Ways = Mapping[str, Sequence[tuple[str, str, int]]]
+
+
 def find_formats(connection: "DuckDBPyConnection", raw: RawTable, source: SourceTable) -> Formats:
     """How each column of a source is written.
 
@@ -57,48 +61,85 @@ def find_formats(connection: "DuckDBPyConnection", raw: RawTable, source: Source
     Raises:
         Refused: A column that rows need is written in two ways, or nobody can tell in which.
     """
+    dtypes = column_types(connection, source)
+    return formats_of(raw, dtypes, find_ways(connection, raw, source, dtypes))
+
+
+def column_types(connection: "DuckDBPyConnection", source: SourceTable) -> dict[str, str]:
+    """DuckDB's type of each column of ours that a source has."""
     expressions = ", ".join(f"({sql}) AS {name}" for name, sql in source.columns.items())
     described = connection.execute(f"DESCRIBE SELECT {expressions} FROM {source.relation}")
-    dtypes = {name.lower(): dtype for name, dtype, *_ in described.fetchall()}
+    return {name.lower(): dtype for name, dtype, *_ in described.fetchall()}
+
+
+def way_queries(raw: RawTable, source: SourceTable, dtypes: Mapping[str, str]) -> dict[str, str]:
+    """SQL for the ways in which columns are written, of those that do not say it by their type.
+
+    Rows: file, way, the first value that is written so, its line.
+    """
+    with_point = f"regexp_matches(lower(file), '{WITH_DECIMAL_POINT}')"
+    queries: dict[str, str] = {}
+    for column in raw.columns:
+        name, dtype = column.name, dtypes.get(column.name, "")
+        if name not in source.columns:
+            continue
+        if column.dtype in TIMES and not is_typed(dtype):
+            way = time_way("text")
+        elif column.dtype in NUMBERS and dtype == "VARCHAR":
+            way = number_way("text", with_point)
+        else:
+            continue
+        queries[name] = f"""SELECT file, way, found.text, found.line
+            FROM (SELECT file, way, min({{'line': line, 'text': text}}) AS found
+                FROM (SELECT text, file, line, {way} AS way
+                    FROM (SELECT {as_text("given", dtype, name)} AS text, file, line
+                        FROM (SELECT ({source.columns[name]}) AS given,
+                                {source.file} AS file, {source.line} AS line
+                            FROM {{relation}} AS source_rows))
+                    WHERE text IS NOT NULL)
+                GROUP BY file, way) ORDER BY file, found"""
+    return queries
+
+
+def find_ways(
+    connection: "DuckDBPyConnection",
+    raw: RawTable,
+    source: SourceTable,
+    dtypes: Mapping[str, str],
+) -> dict[str, Ways]:
+    """In which ways each file of a source writes each column, by the name of the file."""
+    found: dict[str, dict[str, list[tuple[str, str, int]]]] = {}
+    for name, sql in way_queries(raw, source, dtypes).items():
+        rows = connection.execute(sql.replace("{relation}", source.relation)).fetchall()
+        for file, way, text, line in rows:
+            found.setdefault(file, {}).setdefault(name, []).append((way, text, line))
+    return dict(found)
+
+
+def formats_of(raw: RawTable, dtypes: Mapping[str, str], ways: Mapping[str, Ways]) -> Formats:
+    """How each column is written, from the ways in which each file writes it.
+
+    Raises:
+        Refused: A column that rows need is written in two ways, or nobody can tell in which.
+    """
     times: dict[str, TimeFormat] = {}
     numbers: dict[str, NumberFormat] = {}
     unclear: list[str] = []
     for column in raw.columns:
-        dtype = dtypes.get(column.name, "")
+        name, dtype = column.name, dtypes.get(column.name, "")
+        first: dict[str, Way] = {}
+        for file in sorted(ways):
+            for way, text, line in ways[file].get(name, ()):
+                first.setdefault(way, Way(way, text, f"{file}:{line}" if file else f"row {line}"))
         try:
             if column.dtype in TIMES and dtype and not is_typed(dtype):
-                times[column.name] = TimeFormat()
-                ways = _ways(connection, source, column.name, dtype, time_way("text"))
-                times[column.name] = time_format(column.name, ways)
+                times[name] = TimeFormat()
+                times[name] = time_format(name, list(first.values()))
             elif column.dtype in NUMBERS and dtype == "VARCHAR":
-                numbers[column.name] = NumberFormat(None, plain=False)
-                with_point = "false"
-                if source.located:
-                    with_point = f"regexp_matches(lower(file), '{WITH_DECIMAL_POINT}')"
-                way = number_way("text", with_point)
-                ways = _ways(connection, source, column.name, dtype, way)
-                numbers[column.name] = number_format(column.name, ways)
+                numbers[name] = NumberFormat(None, plain=False)
+                numbers[name] = number_format(name, list(first.values()))
         except Refused as error:
-            if column.name in raw.essential:
+            if name in raw.essential:
                 raise Refused(f"{raw.source_name}: {error}") from None
             unclear.append(f"{raw.source_name}: {error} Its values are missing until then.")
     return Formats(dtypes, times, numbers, tuple(unclear))
-
-
-def _ways(
-    connection: "DuckDBPyConnection", source: SourceTable, name: str, dtype: str, way: str
-) -> list[Way]:
-    """The ways in which a column is written, that of the first row first."""
-    text = as_text("given", dtype, name)
-    rows = connection.execute(
-        f"""SELECT way, found.text, {place("found.file", "found.line")}
-        FROM (SELECT way, min({{'file': file, 'line': line, 'text': text}}) AS found
-            FROM (SELECT text, file, line, {way} AS way
-                FROM (SELECT {text} AS text, file, line
-                    FROM (SELECT ({source.columns[name]}) AS given,
-                            {source.file} AS file, {source.line} AS line
-                        FROM {source.relation} AS source_rows))
-                WHERE text IS NOT NULL)
-            GROUP BY way) ORDER BY found"""
-    ).fetchall()
-    return [Way(*row) for row in rows]

@@ -79,7 +79,7 @@ def _unsigned(name: str) -> str:
 
 
 def _valued(raw: RawTable, source: SourceTable, formats: Formats) -> str:
-    """Every source row as a relation: its number, file and line, texts and values as ours.
+    """Every source row as a relation: its file and line, texts and values as ours.
 
     Of each column, `text_<name>` is the source's text and `<name>` the value, which may be beyond
     the column's limits.
@@ -95,12 +95,11 @@ def _valued(raw: RawTable, source: SourceTable, formats: Formats) -> str:
             givens.append(f"({expression}) AS {given}")
             texts.append(f"{as_text(given, formats.dtypes[name], name)} AS {text}")
             values.append(f"{_parsed(given, text, column, formats)} AS {name}")
-    located = "'' AS file, CAST(NULL AS BIGINT) AS line, CAST(NULL AS VARCHAR) AS unreadable"
-    if source.located:
-        located = "_file AS file, _line AS line, _unreadable AS unreadable"
+    unreadable = "_unreadable" if source.located else "CAST(NULL AS VARCHAR)"
     return f"""(SELECT *, {", ".join(values)}
             FROM (SELECT *, {", ".join(texts)}
-                FROM (SELECT row_number() OVER () AS row_number, {located}, {", ".join(givens)}
+                FROM (SELECT {source.file} AS file, {source.line} AS line,
+                        {source.row} AS source_id, {unreadable} AS unreadable, {", ".join(givens)}
                     FROM {source.relation} AS source_rows)))"""
 
 
@@ -109,9 +108,10 @@ def parse_query(
     source: SourceTable,
     formats: Formats,
     calendar: Calendar,
+    untimed: str,
     read_at: dt.datetime | None = None,
 ) -> str:
-    """Every source row: its number, file and line, values as ours, slice and what is wrong with it.
+    """Every source row: its file and line, values as ours, slice and what is wrong with it.
 
     `lost` names the columns whose value could not be used and is missing. Of events, `given_type`
     is the type as the source has it, and `is_turned` whether a purchase is read as a refund.
@@ -124,6 +124,7 @@ def parse_query(
         source: The source's rows.
         formats: How the source writes its columns.
         calendar: Places rows in slices.
+        untimed: SQL for the slice of a row without a usable time.
         read_at: The moment of the reading; None where nothing is to be held to it.
     """
     limited = list[str]()
@@ -163,9 +164,10 @@ def parse_query(
         limited[of_type] = f"CASE WHEN {IS_TURNED} THEN 'refund' ELSE event_type END AS event_type"
     names = f"list_filter([{', '.join(lost)}], lambda name: name IS NOT NULL)" if lost else "[]"
     return f"""
-        SELECT row_number, file, coalesce(line, row_number) AS line, unreadable,
+        SELECT file, line, source_id, unreadable,
             {", ".join(limited)},
-            CASE WHEN {raw.timestamp} IS NULL OR {early} THEN {first} WHEN {future} THEN {last}
+            CASE WHEN {raw.timestamp} IS NULL THEN {untimed}
+                WHEN {early} THEN {first} WHEN {future} THEN {last}
                 ELSE {calendar.slice_of(raw.timestamp)} END AS slice,
             CASE WHEN unreadable IS NOT NULL THEN 'unreadable_row'
                 WHEN customer_id IS NULL THEN 'missing_customer_id'
@@ -188,14 +190,14 @@ def values_query(raw: RawTable, source: SourceTable, formats: Formats) -> str:
 
     Behind them the least and the greatest time, and those between which almost all are.
     """
-    where = place("file", "coalesce(line, row_number)")
+    where = place()
     chosen = list[str]()
     for column in raw.columns:
         name, text = column.name, f"text_{column.name}"
         if name in source.columns:
             usable = f"({text} IS NOT NULL AND {name} IS NOT NULL AND {_within_limits(column)})"
             other = f"{text} IS NOT NULL AND {usable} IS NOT TRUE"
-            first = f"arg_min({text} || ' (' || {where} || ')', (file, line, row_number))"
+            first = f"arg_min({text} || ' (' || {where} || ')', (file, line))"
             chosen += [
                 f"count({text})",
                 f"count(*) FILTER (WHERE {usable})",
@@ -205,33 +207,40 @@ def values_query(raw: RawTable, source: SourceTable, formats: Formats) -> str:
     return f"SELECT {', '.join(chosen)} FROM {_valued(raw, source, formats)}"
 
 
-def times_query(
-    raw: RawTable,
-    source: SourceTable,
-    formats: Formats,
-    end: dt.datetime,
-) -> str:
-    """Of each file of a source: how many rows, with a usable time, at or after `end`, its span.
+def times_query(raw: RawTable, source: SourceTable, formats: Formats) -> str:
+    """Of each file of a source: how many rows, how many with a usable time, the first and the last.
 
-    Behind them the first row without a usable time, and its line.
+    Behind them the first row without a usable time.
 
     Args:
         raw: The table to parse for.
         source: The source's rows.
         formats: How the source writes its columns.
-        end: The end of the newest slice.
     """
-    name = raw.timestamp
-    column = next(column for column in raw.columns if column.name == name)
     shown = f"coalesce(text, 'missing') || ' (' || {place()} || ')'"
     return f"""
-        SELECT file, count(*), count(instant), count(*) FILTER (WHERE instant >= {utc(end)}),
-            epoch_us(min(instant)), epoch_us(max(instant)),
+        SELECT file, count(*), count(instant), epoch_us(min(instant)), epoch_us(max(instant)),
             arg_min({shown}, line) FILTER (WHERE instant IS NULL)
-        FROM (SELECT *, {_parsed("given", "text", column, formats)} AS instant
-            FROM (SELECT *, {as_text("given", formats.dtypes[name], name)} AS text
-                FROM (SELECT ({source.columns[name]}) AS given,
+        FROM (SELECT *, {_instant(raw, formats, "given", "text")} AS instant
+            FROM (SELECT *, {as_text("given", formats.dtypes[raw.timestamp], raw.timestamp)} AS text
+                FROM (SELECT ({source.columns[raw.timestamp]}) AS given,
                         {source.file} AS file, {source.line} AS line
                     FROM {source.relation} AS source_rows)))
         GROUP BY file ORDER BY file
     """
+
+
+def timed_query(raw: RawTable, source: SourceTable, formats: Formats) -> str:
+    """The source's rows with `_time`, their time as ours; NULL where it is not usable."""
+    text = as_text("_given", formats.dtypes[raw.timestamp], raw.timestamp)
+    return f"""
+        SELECT * EXCLUDE (_given, _text), {_instant(raw, formats, "_given", "_text")} AS _time
+        FROM (SELECT *, {text} AS _text
+            FROM (SELECT *, ({source.columns[raw.timestamp]}) AS _given
+                FROM {source.relation} AS source_rows))
+    """
+
+
+def _instant(raw: RawTable, formats: Formats, given: str, text: str) -> str:
+    column = next(column for column in raw.columns if column.name == raw.timestamp)
+    return _parsed(given, text, column, formats)

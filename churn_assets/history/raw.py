@@ -2,16 +2,19 @@
 
 Grain: one row per event, profile version, review or survey, in the slice `[K, next K)` of its own
 timestamp. Every source row up to the end of the newest slice is either ingested or quarantined,
-exactly once, with the first reason that applies in the order of `quarantine.REASONS`. Rows without
-a usable timestamp and rows before CHURN_START are kept with the first slice, rows at or after
-CHURN_END with the last. Later rows are pending and counted in the metadata of the newest slice.
+exactly once, with the first reason that applies in the order of `quarantine.REASONS`. Rows before
+CHURN_START are kept with the first slice, rows at or after CHURN_END with the last, rows without a
+usable timestamp with the newest of the run that first reads their file. Later rows are pending and
+counted in the metadata of the newest slice.
 
 Nothing here reads features or labels, and nothing later reads the source.
 """
 
 import datetime as dt
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -24,22 +27,24 @@ from churn_assets.history.deliveries import (
     lateness,
     settle_known,
 )
-from churn_assets.history.findings import Findings, find, require_times
-from churn_assets.history.formats import find_formats
-from churn_assets.history.parsing import parse_query, times_query
+from churn_assets.history.findings import Findings, find
+from churn_assets.history.opened import OpenedTable, open_table, open_whole
+from churn_assets.history.parsing import parse_query
 from churn_assets.history.quarantine import QUARANTINED_ROWS, quarantine_metadata
-from churn_assets.history.readings import earlier_readings, noted
-from churn_assets.sources.manifest import look, record, with_spans
-from churn_assets.sources.rows import OURS
+from churn_assets.history.readings import earlier_readings, noted, untimed_before
+from churn_assets.sources.manifest import look, record
+from churn_assets.sources.reading import own_columns
 from churn_assets.sources.source import Source, SourceTable
 from churn_assets.sources.synthetic import Synthetic
 from churn_assets.sources.tables import EVENTS, KNOWN_AT, RAW_TABLES, WITHDRAWN_AT, RawTable
 from churn_assets.stores.catalog import OPENS_AT_START, RAW
 from churn_assets.stores.erased import Erased
+from churn_assets.stores.io_manager import shown
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.parquet import row_count
 from churn_assets.stores.partitions import Query
 from churn_assets.stores.provenance import provenances
+from churn_assets.stores.sql import identifier, quoted
 from churn_assets.stores.tables import Table
 
 if TYPE_CHECKING:
@@ -66,10 +71,33 @@ def ingest(
     source: SourceTable | None,
     calendar: Calendar,
     keys: Sequence[str],
+    delivery: Delivery | None = None,
+) -> Findings:
+    """As `read_slices`, of a source table of which all rows are there.
+
+    Raises:
+        Refused: Nobody can tell how the source writes a column that rows need.
+        ValueError: Most rows have no usable time.
+    """
+    if source is None:
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE valid_rows AS {raw.table.empty()}")
+        return Findings(raw)
+    opened = open_whole(connection, raw, source, delivery.seen if delivery else {})
+    opened.require_times()
+    opened = opened.with_untimed(calendar, keys[-1])
+    return read_slices(connection, opened, source, calendar, keys, delivery=delivery)
+
+
+def read_slices(
+    connection: "DuckDBPyConnection",
+    opened: OpenedTable,
+    source: SourceTable,
+    calendar: Calendar,
+    keys: Sequence[str],
     erased: Erased | None = None,
     delivery: Delivery | None = None,
 ) -> Findings:
-    """Fill `valid_rows` with the table's rows of the slices, add rejected ones to `rejected_rows`.
+    """Fill `valid_rows` with the table's rows of slices, add rejected ones to `rejected_rows`.
 
     Both are temporary tables of the connection. `rejected_rows` has the columns of
     `quarantined_rows` and must exist; `valid_rows` is made anew. Rows of erased customers are in
@@ -78,8 +106,8 @@ def ingest(
 
     Args:
         connection: Sees the source.
-        raw: The table.
-        source: Its rows; None where the source has no such table.
+        opened: The table.
+        source: At least its rows of the slices.
         calendar: Places rows in slices.
         keys: The slices.
         erased: Whose rows are left out.
@@ -87,28 +115,11 @@ def ingest(
 
     Returns:
         What is to be said of the rows.
-
-    Raises:
-        Refused: Nobody can tell how the source writes a column that rows need.
-        ValueError: Most rows have no usable time.
     """
-    if source is None:
-        connection.execute(f"CREATE OR REPLACE TEMP TABLE valid_rows AS {raw.table.empty()}")
-        return Findings()
-    formats = find_formats(connection, raw, source)
+    raw, earlier = opened.raw, bool(delivery and delivery.earlier)
     read_at = delivery.read_at if delivery else None
-    parsed = parse_query(raw, source, formats, calendar, read_at)
-    files = connection.execute(
-        times_query(raw, source, formats, calendar.slice_window(keys[-1])[1])
-    ).fetchall()
-    require_times(
-        raw,
-        sum(rows for _, rows, *_ in files),
-        sum(usable for _, _, usable, *_ in files),
-        next((unusable for *_, unusable in files if unusable), None),
-    )
-    spans = {file: (first, last) for file, _, _, _, first, last, _ in files}
-    pending = sum(later for _, _, _, later, *_ in files)
+    untimed = opened.slice_of_untimed
+    parsed = parse_query(raw, source, opened.formats, calendar, untimed, read_at)
     dates = ", ".join(f"DATE '{key}'" for key in keys)
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE parsed_rows AS SELECT * FROM ({parsed}) "
@@ -119,7 +130,7 @@ def ingest(
     if raw.generated_id:
         _generate_ids(connection, raw)
     content = _content(raw)
-    if delivery and delivery.earlier:
+    if delivery and earlier:
         settle_known(connection, raw, delivery, content)
     _mark_duplicates(connection, raw)
     columns = ", ".join(f"{sql} AS {name}" for name, sql in content.items())
@@ -128,30 +139,34 @@ def ingest(
         SELECT {columns}, known_at, CAST(NULL AS TIMESTAMPTZ) AS withdrawn_at
         FROM parsed_rows WHERE reason IS NULL"""
     )
-    if delivery and delivery.earlier:
+    if delivery and earlier:
         keep_withdrawn(connection, raw, delivery, content)
-    rejected = connection.execute("SELECT count(*) FROM parsed_rows WHERE reason IS NOT NULL")
-    if rejected.fetchall()[0][0]:
-        rows = source.relation
-        if source.located:
-            rows = f"(SELECT * EXCLUDE ({', '.join(OURS)}) FROM {rows})"
-        connection.execute(
-            f"""INSERT INTO rejected_rows
-            SELECT '{raw.source_name}', slice, file, line, reason, in_period,
-                CASE WHEN unreadable IS NULL THEN to_json(source_row) ELSE to_json(unreadable) END
-            FROM parsed_rows JOIN (
-                SELECT row_number() OVER () AS row_number, source_rows AS source_row
-                FROM {rows} AS source_rows) USING (row_number)
-            WHERE reason IS NOT NULL"""
-        )
-    findings = replace(find(connection, raw, source, formats, pending), spans=spans)
+    findings = find(connection, raw, source, opened.formats)
+    if findings.by_reason.keys() - {None}:
+        _keep_rejected(connection, raw, source)
     connection.execute("DROP TABLE parsed_rows")
-    late, metadata = lateness(connection, raw), dict(findings.metadata)
+    may_be_late = earlier or KNOWN_AT.name in source.columns
+    late = lateness(connection, raw) if may_be_late else {}
+    metadata = dict(findings.metadata)
     for key, count in left_out.items():
         metadata[key] = {**metadata.get(key, {}), "erased_rows": count}
     for key, said in late.items():
         metadata[key] = {**metadata.get(key, {}), **said}
     return replace(findings, metadata=metadata)
+
+
+def _keep_rejected(connection: "DuckDBPyConnection", raw: RawTable, source: SourceTable) -> None:
+    """Add the rejected rows of `parsed_rows` to `rejected_rows`, as the source has them."""
+    columns = own_columns(connection, source.relation)
+    row = ", ".join(f"'{quoted(name)}': {identifier(name)}" for name in columns)
+    connection.execute(
+        f"""INSERT INTO rejected_rows
+        SELECT '{raw.source_name}', slice, file, line, reason, in_period,
+            CASE WHEN unreadable IS NULL THEN to_json(source_row) ELSE to_json(unreadable) END
+        FROM (SELECT * FROM parsed_rows WHERE reason IS NOT NULL)
+        JOIN (SELECT {source.file} AS file, {source.row} AS source_id, {{{row}}} AS source_row
+            FROM {source.relation} AS source_rows) USING (file, source_id)"""
+    )
 
 
 def _content(raw: RawTable) -> dict[str, str]:
@@ -181,12 +196,13 @@ def _generate_ids(connection: "DuckDBPyConnection", raw: RawTable) -> None:
     content = ", ".join(column.name for column in raw.columns if column.name not in own)
     connection.execute(
         f"""UPDATE parsed_rows SET {raw.generated_id} = generated.id FROM (
-            SELECT row_number, content || '-' || row_number() OVER (
-                PARTITION BY content ORDER BY seen_us, row_number) AS id
-            FROM (SELECT row_number, seen_us, md5(CAST(row({content}) AS VARCHAR)) AS content
-                FROM parsed_rows LEFT JOIN files_seen USING (file)
-                WHERE reason IS NULL AND {raw.generated_id} IS NULL)
-        ) AS generated WHERE parsed_rows.row_number = generated.row_number"""
+            SELECT row_id, content || '-' || row_number() OVER (
+                PARTITION BY content ORDER BY seen_us, file, line, row_id) AS id
+            FROM (SELECT rowid AS row_id, file, line,
+                    md5(CAST(row({content}) AS VARCHAR)) AS content
+                FROM parsed_rows WHERE reason IS NULL AND {raw.generated_id} IS NULL)
+            LEFT JOIN files_seen USING (file)
+        ) AS generated WHERE parsed_rows.rowid = generated.row_id"""
     )
 
 
@@ -196,20 +212,22 @@ def _mark_duplicates(connection: "DuckDBPyConnection", raw: RawTable) -> None:
     A default of a part of the id counts as what it stands for.
     """
     defaults = EVENT_DEFAULTS if raw is EVENTS else {}
-    key = ["key_slice", *(f"key_{name}" for name in raw.key)]
-    values = ["slice AS key_slice", *(f"{defaults.get(n, n)} AS key_{n}" for n in raw.key)]
-    identified = (
-        f"SELECT row_number, {raw.timestamp}, known_at, {', '.join(values)} FROM parsed_rows "
-        "WHERE reason IS NULL"
-    )
-    same = " AND ".join(f"identified.{name} IS NOT DISTINCT FROM repeated.{name}" for name in key)
+    values = ["slice", *(defaults.get(name, name) for name in raw.key)]
+    of_key = ", ".join(values)
+    # That all hashes are different proves that all keys are.
+    rows, hashes = connection.execute(
+        f"SELECT count(*), count(DISTINCT hash({of_key})) FROM parsed_rows WHERE reason IS NULL"
+    ).fetchall()[0]
+    if rows == hashes:
+        return
     connection.execute(
-        f"""UPDATE parsed_rows SET reason = 'duplicate_id' WHERE row_number IN (
-            SELECT row_number FROM ({identified}) AS identified
-            SEMI JOIN (SELECT {", ".join(key)} FROM ({identified})
-                GROUP BY ALL HAVING count(*) > 1) AS repeated ON {same}
+        f"""UPDATE parsed_rows SET reason = 'duplicate_id' WHERE rowid IN (
+            SELECT row_id FROM (SELECT rowid AS row_id, * FROM parsed_rows WHERE reason IS NULL)
+            WHERE hash({of_key}) IN (
+                SELECT hash({of_key}) FROM parsed_rows WHERE reason IS NULL
+                GROUP BY 1 HAVING count(*) > 1)
             QUALIFY row_number() OVER (
-                PARTITION BY {", ".join(key)} ORDER BY known_at, {raw.timestamp}, row_number
+                PARTITION BY {of_key} ORDER BY known_at, {raw.timestamp}, file, line, row_id
             ) > 1)"""
     )
 
@@ -243,7 +261,7 @@ def assets(
                 metadata={"dagster/column_schema": table.as_dagster(), **opens},
                 code_version=PARSER_VERSION,
                 group_name=RAW,
-                dagster_type=dg.Any,
+                dagster_type=dg.Nothing,
                 is_required=False,
             )
             for table in tables
@@ -253,63 +271,93 @@ def assets(
         pool="raw",
         can_subset=True,
     )
-    def raw(context: dg.AssetExecutionContext) -> Iterator[dg.Output[Query]]:
+    def raw(context: dg.AssetExecutionContext) -> Iterator[dg.Output[None]]:
         keys = list(context.partition_keys)
         calendar.require_past_end(now())
-        begin, end = calendar.slice_window(keys[0])[0], calendar.slice_window(keys[-1])[1]
-        newest = calendar.keys(calendar.slices, now())[-1]
-        selected = {asset.path[-1] for asset in context.selected_asset_keys}
+        selected = sorted(asset.path[-1] for asset in context.selected_asset_keys)
         read = tables_to_read(selected)
         erased = Erased.read(store.home)
+        ingested: dict[str, dict[str, int]] = {}
         with store.connect() as connection:
             connection.execute(f"CREATE TEMP TABLE rejected_rows AS {QUARANTINED_ROWS.empty()}")
             keep_rejected(connection, store, keys, read)
-            ingested: dict[str, dict[str, int]] = {}
             for raw_table in RAW_TABLES:
-                name = raw_table.table.name
+                name = raw_table.source_name
                 if raw_table not in read:
-                    ingested[raw_table.source_name] = stored_rows(store, raw_table, keys)
+                    ingested[name] = stored_rows(store, raw_table, keys)
                     continue
                 read_at = now()
-                files = source.input_files(raw_table)
-                seen = look(store.home, raw_table.source_name, files, read_at)
-                source_table = source.read(connection, raw_table, begin, end)
+                seen = look(store.home, name, source.input_files(raw_table), read_at)
+                opened = open_table(connection, source, raw_table, seen, calendar, keys)
+                if opened is None:
+                    context.log.info(f"{raw_table.table.name}: the source has no such table")
+                    nothing = dict.fromkeys(keys, raw_table.table.empty())
+                    ingested[name] = hand_over(context, store, connection, raw_table.table, nothing)
+                    continue
+                opened.require_times()
+                untimed = untimed_before(store, connection, opened)
+                opened = opened.with_untimed(calendar, keys[-1], untimed)
                 delivery = None
-                if source_table and not isinstance(source, Synthetic):
-                    # A dump is what it is, whenever it is read.
-                    again = [] if calendar.end else keys
-                    earlier = earlier_readings(store, raw_table, source_table, again)
-                    delivery = Delivery(read_at, seen, earlier)
-                findings = ingest(
-                    connection, raw_table, source_table, calendar, keys, erased, delivery
+                if not isinstance(source, Synthetic):
+                    delivery = Delivery(read_at, record(store.home, name, opened.seen))
+                newest = None if calendar.end else calendar.keys(calendar.slices, read_at)[-1]
+                ingested[name] = publish_slices(
+                    *(context, store, connection, opened, calendar, keys, erased, delivery, newest)
                 )
-                seen = with_spans(seen, findings.spans)
-                seen = record(store.home, raw_table.source_name, seen)
-                counts = connection.execute(
-                    "SELECT CAST(slice AS VARCHAR), count(*) FROM valid_rows GROUP BY 1"
-                ).fetchall()
-                ingested[raw_table.source_name] = dict(counts)
-                shown = {key: dict(findings.metadata.get(key, {})) for key in keys}
-                if source_table is None:
-                    context.log.info(f"{name}: the source has no such table")
-                else:
-                    for warning in (*source_table.warnings(), *findings.warnings):
-                        context.log.warning(warning)
-                    if newest in keys and calendar.end is None:
-                        shown[newest]["pending_rows"] = findings.pending
-                notes = {}
-                if delivery and source_table and calendar.end is None:
-                    notes = {
-                        key: noted(delivery, seen, source_table, calendar, key) for key in keys
-                    }
-                query = Query("SELECT * FROM valid_rows", connection, notes=notes)
-                yield from hand_over(context, store, raw_table.table, query, shown)
-                connection.execute("DROP TABLE valid_rows")
-            query = Query("SELECT * FROM rejected_rows", connection)
-            shown = quarantine_metadata(connection, ingested, keys)
-            yield from hand_over(context, store, QUARANTINED_ROWS, query, shown)
+            shown_of = quarantine_metadata(connection, ingested, keys)
+            rows = {key: f"SELECT * FROM rejected_rows WHERE slice = DATE '{key}'" for key in keys}
+            hand_over(context, store, connection, QUARANTINED_ROWS, rows, shown_of)
+        for name in selected:
+            yield dg.Output(None, name)
 
     return [raw]
+
+
+def publish_slices(
+    context: dg.AssetExecutionContext,
+    store: OfflineStore,
+    connection: "DuckDBPyConnection",
+    opened: OpenedTable,
+    calendar: Calendar,
+    keys: Sequence[str],
+    erased: Erased,
+    delivery: Delivery | None,
+    newest: str | None,
+) -> dict[str, int]:
+    """Read and publish slices of a table, some at a time; returns the rows of each.
+
+    Args:
+        context: The run.
+        store: Where the table is.
+        connection: Has `rejected_rows`.
+        opened: The table.
+        calendar: Places rows in slices.
+        keys: The slices.
+        erased: Whose rows are left out.
+        delivery: The reading; None where the source makes its rows.
+        newest: The newest slice there is, whose page shows how many rows are later; None of a dump.
+    """
+    raw, written = opened.raw, dict[str, int]()
+    found = Findings(raw, opened.formats.unclear)
+    for some, source in opened.read(connection, calendar, keys):
+        if delivery and calendar.end is None:  # a dump is what it is, whenever it is read
+            earlier = earlier_readings(store, raw, opened.source, some)
+            delivery = replace(delivery, earlier=earlier)
+        findings = read_slices(connection, opened, source, calendar, some, erased, delivery)
+        notes = {}
+        if delivery and calendar.end is None:
+            notes = {key: noted(delivery, opened.source, calendar, key) for key in some}
+        shown_of = {key: dict(findings.metadata.get(key, {})) for key in some}
+        if newest in some:
+            shown_of[newest]["pending_rows"] = opened.pending(connection, calendar, newest)
+        rows = {key: f"SELECT * FROM valid_rows WHERE slice = DATE '{key}'" for key in some}
+        written |= hand_over(context, store, connection, raw.table, rows, shown_of, notes)
+        found = findings + found
+        context.log.info(f"{raw.table.name}: {len(written)} of {len(keys)} slices")
+    connection.execute("DROP TABLE valid_rows")
+    for warning in (*opened.source.warnings(), *found.warnings):
+        context.log.warning(warning)
+    return written
 
 
 def tables_to_read(selected: Collection[str]) -> list[RawTable]:
@@ -346,34 +394,36 @@ def stored_rows(store: OfflineStore, raw_table: RawTable, keys: Sequence[str]) -
 def hand_over(
     context: dg.AssetExecutionContext,
     store: OfflineStore,
+    connection: "DuckDBPyConnection",
     table: Table,
-    query: Query,
-    shown: Mapping[str, Mapping[str, Any]],
-) -> Iterator[dg.Output[Query]]:
-    """Give a table to the IO manager; one that the run was not asked for, publish and record.
+    rows: Mapping[str, str],
+    shown_of: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    notes: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> dict[str, int]:
+    """Publish slices of a table, and record those that the run was not asked for.
 
     Args:
         context: The run.
         store: Where the table is.
+        connection: Sees the rows.
         table: The table.
-        query: Its rows in the slices of the run.
-        shown: What Dagster shows of each slice beside its rows.
+        rows: The rows of each slice, as SQL.
+        shown_of: What Dagster shows of each beside its rows.
+        notes: See `Query`.
+
+    Returns:
+        The rows of each slice.
     """
-    asset = dg.AssetKey(table.name)
-    if asset in context.selected_asset_keys:
-        for shown_key, metadata in shown.items():
-            if metadata:
-                context.add_asset_metadata(dict(metadata), table.name, shown_key)
-        yield dg.Output(query, table.name)
-        return
-    assert query.connection is not None
+    began = time.monotonic()
     written = store.publish(
-        query.connection,
-        table,
-        query,
-        list(context.partition_keys),
-        provenances(store, table.name),
+        connection, table, Query(rows, notes=notes), list(rows), provenances(store, table.name)
     )
+    seconds = (time.monotonic() - began) / len(rows)
     for key, partition in written.items():
-        recorded = {"dagster/row_count": partition.rows, **shown.get(key or "", {})}
-        context.log_event(dg.AssetMaterialization(asset, partition=key, metadata=recorded))
+        metadata = shown(connection, table, partition, seconds) | dict(shown_of.get(str(key), {}))
+        asset = dg.AssetKey(table.name)
+        if asset in context.selected_asset_keys:
+            context.add_asset_metadata(metadata, table.name, key)
+        else:
+            context.log_event(dg.AssetMaterialization(asset, partition=key, metadata=metadata))
+    return {str(key): partition.rows for key, partition in written.items()}

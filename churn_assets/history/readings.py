@@ -7,26 +7,21 @@ have rows of the slice, something was delivered since.
 import datetime as dt
 import logging
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from churn_assets.cutoffs import Calendar, epoch_us, parse_key
+from churn_assets.cutoffs import Calendar, epoch_us
 from churn_assets.history.deliveries import Delivery, EarlierReading
-from churn_assets.history.formats import find_formats
-from churn_assets.history.parsing import times_query
+from churn_assets.history.opened import OpenedTable, open_table, window_of
+from churn_assets.history.quarantine import QUARANTINED_ROWS
 from churn_assets.history.ways import Refused
-from churn_assets.sources.manifest import (
-    Seen,
-    files_digest,
-    look,
-    read_manifest,
-    record,
-    with_spans,
-)
+from churn_assets.sources.manifest import files_digest, look, read_manifest, record
 from churn_assets.sources.source import Source, SourceTable
 from churn_assets.sources.tables import RAW_TABLES, RawTable
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.parquet import footer
 from churn_assets.stores.provenance import current_provenance
+from churn_assets.stores.sql import quoted
 from churn_assets.stores.tables import sql_version
 
 if TYPE_CHECKING:
@@ -56,25 +51,29 @@ def earlier_readings(
     return found
 
 
-def noted(
-    delivery: Delivery, seen: Seen, source: SourceTable, calendar: Calendar, key: str
+def untimed_before(
+    store: OfflineStore, connection: "DuckDBPyConnection", opened: OpenedTable
 ) -> dict[str, str]:
+    """The slices in whose quarantine rows without a usable time are, of unplaced files, by name."""
+    if not opened.unplaced:
+        return {}
+    names = ", ".join(f"'{quoted(name)}'" for name in opened.unplaced)
+    found = connection.execute(
+        f"""SELECT file, CAST(max(slice) AS VARCHAR) FROM {store.unchecked(QUARANTINED_ROWS).sql}
+        WHERE source = '{opened.raw.source_name}' AND file IN ({names})
+            AND reason IN ('missing_timestamp', 'unparseable_timestamp') GROUP BY file"""
+    )
+    return dict(found.fetchall())
+
+
+def noted(delivery: Delivery, source: SourceTable, calendar: Calendar, key: str) -> dict[str, str]:
     """What the footer of a slice says of how it was read: see `stores.parquet.NOTES`."""
     earlier = delivery.earlier.get(key)
     return {
         "first_read": str(earlier.first_read if earlier else epoch_us(delivery.read_at)),
-        "files": files_digest(seen, *files_window(calendar, key)),
+        "files": files_digest(delivery.seen, key, window_of(calendar, [key])),
         "query": query_digest(source),
     }
-
-
-def files_window(calendar: Calendar, key: str) -> tuple[int, int]:
-    """The times, in microseconds since 1970, of rows that are kept with a slice.
-
-    Rows from before CHURN_START are kept with the first one.
-    """
-    begin, end = calendar.slice_window(key)
-    return (0 if parse_key(key) == calendar.first_slice else epoch_us(begin)), epoch_us(end)
 
 
 def query_digest(source: SourceTable) -> str:
@@ -85,7 +84,7 @@ def query_digest(source: SourceTable) -> str:
 def notice_deliveries(
     source: Source, store: OfflineStore, calendar: Calendar, now: dt.datetime
 ) -> None:
-    """Look for files that are new or changed, and note in the manifest which times they span.
+    """Look for files that are new or changed, and note in the manifest what is in them.
 
     Only these are opened. Where nobody can tell the times of a file by itself, it may have rows of
     every slice. With CHURN_END nothing is delivered any more.
@@ -95,35 +94,15 @@ def notice_deliveries(
     for raw_table in RAW_TABLES:
         try:
             seen = look(store.home, raw_table.source_name, source.input_files(raw_table), now)
-            unknown = [name for name, file in seen.items() if not file.spanned]
-            if unknown:
-                with store.connect() as connection:
-                    found = _spans(connection, source, raw_table, unknown, now)
-                seen = with_spans(seen, found)
+            if any(file.contents is None for file in seen.values()):
+                with store.connect() as connection, suppress(Refused):
+                    opened = open_table(connection, source, raw_table, seen, calendar, ())
+                    seen = opened.seen if opened else seen
         except (OSError, ValueError) as error:
             # The ingestion meets it too, and says so where people look.
             log.warning("%s: %s", raw_table.source_name, error)
             continue
         record(store.home, raw_table.source_name, seen)
-
-
-def _spans(
-    connection: "DuckDBPyConnection",
-    source: Source,
-    raw_table: RawTable,
-    names: Collection[str],
-    now: dt.datetime,
-) -> dict[str, tuple[int | None, int | None]]:
-    """The first and the last time of the rows of files; those that nobody can tell are left out."""
-    rows = source.read(connection, raw_table, now, now, names)
-    if rows is None:
-        return {}
-    try:
-        formats = find_formats(connection, raw_table, rows)
-    except Refused:
-        return {}
-    found = connection.execute(times_query(raw_table, rows, formats, now)).fetchall()
-    return {file: (first, last) for file, _, _, _, first, last, _ in found if file in names}
 
 
 def delivered_since(
@@ -137,6 +116,6 @@ def delivered_since(
 
     def differs(key: str) -> bool:
         said = footer(store.path(table, key)).notes.get("files")
-        return said is not None and said != files_digest(seen, *files_window(calendar, key))
+        return said is not None and said != files_digest(seen, key, window_of(calendar, [key]))
 
     return frozenset(filter(differs, keys))

@@ -58,8 +58,8 @@ class Files:
         found = self.files(table)
         unread = tuple(found.unread)
         if found.query:
-            rows = found.query.read(connection, found.folder, table, begin, end)
-            return replace(rows, unread=unread)
+            result = found.query.read(connection, found.folder, table, begin, end)
+            return replace(result, unread=unread)
         if not found.files:
             if not table.required:
                 return None
@@ -69,19 +69,23 @@ class Files:
                 f"{_seen(unread)}. {_advice(found, 'Put them there or set CHURN_INPUT_DIR.')}"
             )
         files = [file for file in found.files if only is None or file.name in only]
-        relation = read_files(connection, files, f"{table.source_name}_text")
-        columns = own_columns(connection, relation)
-        if missing_columns(table.required_columns, columns):  # advice reads every file
+        rows = read_files(connection, files, f"{table.source_name}_text")
+        columns = own_columns(connection, rows.sql)
+        missing = missing_columns(table.required_columns, columns)
+        if missing and len(files) < len(found.files):  # others may have them
+            return self.read(connection, table, begin, end)
+        if missing:  # advice reads every file
             advice = _advice(
                 found, "Rename the column in the files, or write a query: docs/own-data.md."
             )
             where = f"{self.folder}/{table.source_name}*"
             require_columns(table.required_columns, columns, where, advice)
         return SourceTable(
-            relation,
+            rows.sql,
             {c.lower(): identifier(c) for c in columns if c.lower() in table.source_columns},
             located=True,
             unread=unread,
+            rows=rows,
         )
 
     def input_files(self, table: RawTable) -> Sequence[InputFile]:

@@ -2,23 +2,51 @@
 
 `CHURN_HOME/input_manifest.json` keeps, for each source table and file, its size, time and digest,
 the moment at which this content was first seen, the one at which anything was first seen under its
-name, and the time that its rows span. A file whose size and time are as before is not opened. What
-was read into which slice is in the footers of the raw tables, so a run that is killed between both
-is found by comparing them. Nothing here reads rows.
+name, and what a reading has found in it: the times that its rows span, how its columns are written.
+A file whose size and time are as before is not opened to find that out. What was read into which
+slice is in the footers of the raw tables, so a run that is killed between both is found by
+comparing them. Nothing here reads rows.
 """
 
 import datetime as dt
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from churn_assets.cutoffs import epoch_us
 from churn_assets.sources.input_files import InputFile
+from churn_assets.sources.source import Window
 from churn_assets.stores.digests import file_digest, text_digest
 from churn_assets.stores.staging import write_text
 
 MANIFEST = "input_manifest.json"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a reading of a whole file has found in it; instants are microseconds since 1970.
+
+    Args:
+        rows: How many rows it has, lines that are none included.
+        untimed: How many of them have no usable time.
+        first_untimed: The first of these, in words.
+        first: The earliest time of its rows; None where no row has one.
+        last: The latest.
+        dtypes: The type of each column of ours that it has.
+        ways: How columns are written: for each the ways, with the first value of each and its line.
+        read_by: A digest of the definitions by which all this was found.
+    """
+
+    rows: int
+    untimed: int
+    first_untimed: str | None
+    first: int | None
+    last: int | None
+    dtypes: Mapping[str, str]
+    ways: Mapping[str, Sequence[tuple[str, str, int]]]
+    read_by: str
 
 
 @dataclass(frozen=True)
@@ -31,9 +59,8 @@ class SeenFile:
         digest: SHA-256 of its content.
         first_seen: When a file of its name was first seen.
         seen: When this content was.
-        first: The earliest time of its rows; None where that is not known, or no row has one.
-        last: The latest.
-        spanned: Whether `first` and `last` are known.
+        contents: What is in it; None where nobody knows without the other files.
+        untimed_slice: Which slice's quarantine has its rows without a usable time.
     """
 
     size: int
@@ -41,19 +68,27 @@ class SeenFile:
     digest: str
     first_seen: int
     seen: int
-    first: int | None = None
-    last: int | None = None
-    spanned: bool = False
+    contents: Contents | None = None
+    untimed_slice: str | None = None
 
-    def meets(self, begin: int, end: int) -> bool:
-        """Whether it may have rows of `[begin, end)`."""
-        if not self.spanned:
+    def meets(self, window: Window) -> bool:
+        """Whether it may have rows of a window of times."""
+        if self.contents is None:
             return True
-        return (
-            self.first is not None
-            and self.last is not None
-            and (self.first < end and self.last >= begin)
-        )
+        first, last = self.contents.first, self.contents.last
+        if first is None or last is None:
+            return False
+        begins_before = window.end is None or first < epoch_us(window.end)
+        return begins_before and (window.begin is None or last >= epoch_us(window.begin))
+
+    @property
+    def is_unplaced(self) -> bool:
+        """Whether it has rows without a usable time that no slice has yet."""
+        return self.contents is not None and self.contents.untimed > 0 and not self.untimed_slice
+
+    def has_untimed_of(self, key: str) -> bool:
+        """Whether a slice may have rows of it without a usable time."""
+        return self.contents is None or (self.contents.untimed > 0 and self.untimed_slice == key)
 
 
 # By the name of a file.
@@ -69,11 +104,19 @@ def read_manifest(home: Path) -> dict[str, dict[str, SeenFile]]:
     try:
         kept = json.loads((home / MANIFEST).read_text())
         return {
-            table: {name: SeenFile(**entry) for name, entry in files.items()}
+            table: {name: _seen_file(entry) for name, entry in files.items()}
             for table, files in kept.items()
         }
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return {}
+
+
+def _seen_file(entry: dict[str, Any]) -> SeenFile:
+    found = entry.pop("contents")
+    if found:
+        ways = {c: tuple((n, v, int(line)) for n, v, line in w) for c, w in found["ways"].items()}
+        found = Contents(**found | {"ways": ways})
+    return SeenFile(**entry, contents=found)
 
 
 def look(home: Path, table: str, files: Iterable[InputFile], now: dt.datetime) -> Seen:
@@ -97,19 +140,15 @@ def look(home: Path, table: str, files: Iterable[InputFile], now: dt.datetime) -
         if before and before.digest == digest:
             found[file.name] = replace(before, modified_ns=stat.st_mtime_ns)
             continue
-        first_seen = before.first_seen if before else moment
-        found[file.name] = SeenFile(stat.st_size, stat.st_mtime_ns, digest, first_seen, moment)
+        found[file.name] = SeenFile(
+            stat.st_size,
+            stat.st_mtime_ns,
+            digest,
+            before.first_seen if before else moment,
+            moment,
+            untimed_slice=before.untimed_slice if before else None,
+        )
     return found
-
-
-def with_spans(seen: Seen, spans: Mapping[str, tuple[int | None, int | None]]) -> Seen:
-    """The files with the times that their rows span, where it was found."""
-    return {
-        name: replace(file, first=spans[name][0], last=spans[name][1], spanned=True)
-        if name in spans
-        else file
-        for name, file in seen.items()
-    }
 
 
 def record(home: Path, table: str, seen: Seen) -> Seen:
@@ -132,7 +171,7 @@ def record(home: Path, table: str, seen: Seen) -> Seen:
     return known
 
 
-def files_digest(seen: Seen, begin: int, end: int) -> str:
-    """A digest of the contents that may have rows of `[begin, end)`."""
-    meeting = sorted((name, f.digest) for name, f in seen.items() if f.meets(begin, end))
-    return text_digest(repr(meeting))
+def files_digest(seen: Seen, key: str, window: Window) -> str:
+    """A digest of the contents of which a slice may have rows, of its window or without a time."""
+    kept = (name for name, file in seen.items() if file.meets(window) or file.has_untimed_of(key))
+    return text_digest(repr([(name, seen[name].digest) for name in sorted(kept)]))

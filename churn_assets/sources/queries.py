@@ -253,7 +253,7 @@ def _source(
     if not files:
         names = ", ".join(file.name for file in found[:20]) or "none"
         raise QueryError(f"source('{pattern}') means no file. Files in the folder: {names}.")
-    lines = read_files(connection, files, f"{view}_text")
+    lines = read_files(connection, files, f"{view}_text").sql
     present = {name.lower() for name in own_columns(connection, lines)}
     absent = [name for name in optional if name.lower() not in present]
     nothing = "".join(f", CAST(NULL AS VARCHAR) AS {identifier(name)}" for name in absent)
@@ -300,7 +300,7 @@ def _with_lines(
         ORDER BY {", ".join(["_file", "_line", *own])}"""
     )
     connection.execute(f"DROP TABLE {result}")
-    return relation, query_lines
+    return f"(SELECT *, rowid AS _row FROM {relation})", query_lines
 
 
 def _columns_said(connection: "DuckDBPyConnection", lines: Sequence[str]) -> str:

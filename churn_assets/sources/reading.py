@@ -4,15 +4,16 @@ Text formats are read as text into a temporary table, Parquet is scanned where i
 row is a row too, with nothing but `_unreadable`, so that whoever counts finds every line.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from churn_assets.sources.csv_rows import csv_blocks, find_dialect
 from churn_assets.sources.input_files import InputFile, input_file
 from churn_assets.sources.json_rows import json_blocks
-from churn_assets.sources.rows import OURS, Block, unique_names
-from churn_assets.sources.source import number_as_text
+from churn_assets.sources.rows import OF_TEXT, OURS, Block, unique_names
+from churn_assets.sources.source import Window, number_as_text
 from churn_assets.sources.text import UnreadableInput, archived_name, open_text, text_encoding
 from churn_assets.sources.workbook_rows import workbook_blocks
 from churn_assets.stores.sql import identifier, quoted
@@ -26,8 +27,67 @@ if TYPE_CHECKING:
 ROWS_PER_INSERT = 20_000
 
 
-def read_files(connection: "DuckDBPyConnection", files: Sequence[InputFile], name: str) -> str:
-    """A relation over files, with their columns and `_file`, `_line`, `_unreadable`.
+@dataclass(frozen=True)
+class ParquetFiles:
+    """Parquet files of equal columns and types.
+
+    Args:
+        files: Their names in the input folder, and what `read_parquet` calls them.
+        rows: Their rows as SQL, where `{scan}` stands for a scan of files and `{where}` for what
+            the scan leaves out.
+        times: The type of each column of times as it lies in the file, by our relation's column.
+    """
+
+    files: Mapping[str, str]
+    rows: str
+    times: Mapping[str, str]
+
+    def sql(self, names: Collection[str] | None, column: str, window: Window | None) -> str:
+        """Rows of some of the files; see `FileRows.within`."""
+        paths = [path for name, path in self.files.items() if names is None or name in names]
+        where = ""
+        if not paths:
+            paths, where = list(self.files.values())[:1], "WHERE false"
+        elif window and (dtype := self.times.get(column)):
+            where = f"WHERE {window.sql(column, dtype)}"
+        return self.rows.replace("{scan}", parquet_scan(paths)).replace("{where}", where)
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """The rows of files, of any formats.
+
+    Args:
+        parquet: Parquet files, scanned where they lie.
+        text: The temporary table with the rows of all others; empty without any.
+    """
+
+    parquet: Sequence[ParquetFiles]
+    text: str = ""
+
+    @property
+    def sql(self) -> str:
+        """All rows as one relation, with the columns of the files and OURS."""
+        return self.within(None, "", None)
+
+    def within(self, names: Collection[str] | None, column: str, window: Window | None) -> str:
+        """A relation of the same columns and types with at least the rows of some files and times.
+
+        Args:
+            names: The Parquet files to scan; None for all of them.
+            column: The column of times, quoted, as `sql` has it.
+            window: The times; None for all of them. Where a Parquet file has no times as such, all
+                of its rows are there.
+        """
+        relations = [piece.sql(names, column, window) for piece in self.parquet]
+        relations += [self.text] if self.text else []
+        if len(relations) == 1:
+            return relations[0]
+        return f"({' UNION ALL BY NAME '.join(f'SELECT * FROM {r}' for r in relations)})"
+
+
+def read_files(connection: "DuckDBPyConnection", files: Sequence[InputFile], name: str) -> FileRows:
+    """The rows of files, with their columns and `_file`, `_line`, `_unreadable`.
 
     Args:
         connection: Keeps the rows of text files, in the temporary table `name`.
@@ -39,13 +99,10 @@ def read_files(connection: "DuckDBPyConnection", files: Sequence[InputFile], nam
     """
     parquet = [file for file in files if file.format == "parquet"]
     text = [file for file in files if file.format != "parquet"]
-    relations = parquet_relations(connection, parquet)
+    pieces = parquet_files(connection, parquet)
     if text:
         _fill(connection, text, name)
-        relations.append(name)
-    if len(relations) == 1:
-        return relations[0]
-    return f"({' UNION ALL BY NAME '.join(f'SELECT * FROM {r}' for r in relations)})"
+    return FileRows(pieces, name if text else "")
 
 
 def _fill(connection: "DuckDBPyConnection", files: Sequence[InputFile], name: str) -> None:
@@ -53,7 +110,7 @@ def _fill(connection: "DuckDBPyConnection", files: Sequence[InputFile], name: st
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE {name} (_file VARCHAR, _line BIGINT, _unreadable VARCHAR)"
     )
-    columns = {name: name for name in OURS}
+    columns = {name: name for name in OF_TEXT}
     waiting, count = list["pa.Table"](), 0
     for file in files:
         good, bad = 0, list[str]()
@@ -159,8 +216,10 @@ def _as_arrow(file: InputFile, block: Block) -> "pa.Table":
     return pa.table(columns)
 
 
-def parquet_relations(connection: "DuckDBPyConnection", files: Sequence[InputFile]) -> list[str]:
-    """One relation for all Parquet files of equal columns and types.
+def parquet_files(
+    connection: "DuckDBPyConnection", files: Sequence[InputFile]
+) -> list[ParquetFiles]:
+    """The Parquet files, those of equal columns and types together.
 
     Raises:
         UnreadableInput: A file is damaged.
@@ -168,10 +227,10 @@ def parquet_relations(connection: "DuckDBPyConnection", files: Sequence[InputFil
     alike: dict[tuple[object, ...], list[InputFile]] = {}
     for file in files:
         schema = _parquet_schema(file)
-        missing = {k: v for k, v in file.folders.items() if k not in schema.names}
-        shape = (*zip(schema.names, map(str, schema.types), strict=True), *missing.items())
+        of_folders = (name for name in file.folders if name not in schema.names)
+        shape = (*zip(schema.names, map(str, schema.types), strict=True), *of_folders)
         alike.setdefault(shape, []).append(file)
-    return [_parquet_relation(connection, group) for group in alike.values()]
+    return [_parquet_files(connection, group) for group in alike.values()]
 
 
 def _parquet_schema(file: InputFile) -> "pa.Schema":
@@ -187,23 +246,30 @@ def _parquet_schema(file: InputFile) -> "pa.Schema":
         ) from error
 
 
-def _parquet_relation(connection: "DuckDBPyConnection", files: list[InputFile]) -> str:
+def parquet_scan(paths: Sequence[str]) -> str:
+    quoted_paths = ", ".join(f"'{quoted(path)}'" for path in paths)
+    return (
+        f"read_parquet([{quoted_paths}], filename = '_path', file_row_number = true, "
+        "hive_partitioning = false)"
+    )
+
+
+def _parquet_files(connection: "DuckDBPyConnection", files: list[InputFile]) -> ParquetFiles:
     """Parquet files with their types; what other formats have as text is told so that it is equal.
 
     Instants are cut to microseconds, never rounded. Bytes are text in UTF-8, and ids that a tool
     has stored as floating-point numbers are whole again.
     """
-    paths = ", ".join(f"'{quoted(literal(str(file.path)))}'" for file in files)
-    scan = (
-        f"read_parquet([{paths}], filename = '_path', file_row_number = true, "
-        "hive_partitioning = false)"
-    )
+    paths = {file.name: literal(str(file.path)) for file in files}
+    scan = parquet_scan([*paths.values()][:1])
     described = connection.execute(f"DESCRIBE SELECT * FROM {scan}").fetchall()
-    chosen = list[str]()
+    chosen, times = list[str](), dict[str, str]()
     names = [name for name, *_ in described if name not in ("_path", "file_row_number")]
     for name, renamed in zip(names, unique_names(names), strict=True):
         dtype = next(dtype for column, dtype, *_ in described if column == name)
         column = identifier(name)
+        if dtype.startswith(("TIMESTAMP", "DATE")) and name == renamed:
+            times[column] = dtype
         if dtype == "TIMESTAMP_NS":
             column = f"make_timestamp(epoch_ns({column}) // 1000)"
         elif dtype == "BLOB":
@@ -211,16 +277,19 @@ def _parquet_relation(connection: "DuckDBPyConnection", files: list[InputFile]) 
         elif dtype in ("DOUBLE", "FLOAT") and name.lower().endswith("_id"):
             column = number_as_text(column)
         chosen.append(f"{column} AS {identifier(renamed)}")
-    chosen += [
-        f"'{quoted(v)}' AS {identifier(k)}"
-        for k, v in files[0].folders.items()
-        if k.lower() not in {name.lower() for name in names}
-    ]
     prefix = len(str(files[0].path)) - len(files[0].name)
-    return (
-        f"(SELECT {', '.join(chosen)}, substr(_path, {prefix + 1}) AS _file, "
-        f"file_row_number + 1 AS _line, CAST(NULL AS VARCHAR) AS _unreadable FROM {scan})"
+    path = f"substr(_path, {prefix + 1})"
+    chosen += [
+        f"regexp_extract({path}, '^(?:.*/)?{quoted(re.escape(folder))}=([^/]*)/', 1) "
+        f"AS {identifier(folder)}"
+        for folder in files[0].folders
+        if folder.lower() not in {name.lower() for name in names}
+    ]
+    rows = (
+        f"(SELECT {', '.join(chosen)}, {path} AS _file, "
+        "file_row_number + 1 AS _line, CAST(NULL AS VARCHAR) AS _unreadable FROM {scan} {where})"
     )
+    return ParquetFiles(paths, rows, times)
 
 
 def literal(path: str) -> str:

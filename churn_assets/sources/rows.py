@@ -11,8 +11,10 @@ from typing import IO
 
 # Of a line that is kept as it is.
 MOST_KEPT = 2_000
-# Columns that every row has beside those of its file.
-OURS = ("_file", "_line", "_unreadable")
+# Columns that every row of a text file has beside those of the file.
+OF_TEXT = ("_file", "_line", "_unreadable")
+# Those that rows of any source may have; `_row` numbers the rows of a query.
+OURS = (*OF_TEXT, "_row")
 
 
 @dataclass(frozen=True)

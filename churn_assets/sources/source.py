@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from churn_assets.sources.input_files import InputFile, Unread
+from churn_assets.stores.sql import utc
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -15,6 +16,45 @@ if TYPE_CHECKING:
 
 # A screen is not filled with the names of files.
 MOST_NAMED = 10
+
+
+@dataclass(frozen=True)
+class Window:
+    """The times of rows that are asked for: `[begin, end)`, and whether those without a time are.
+
+    Args:
+        begin: None for all rows before `end`.
+        end: None for all rows from `begin` on.
+        untimed: Whether rows without a usable time are asked for as well.
+    """
+
+    begin: dt.datetime | None
+    end: dt.datetime | None
+    untimed: bool = False
+
+    def sql(self, column: str, dtype: str) -> str:
+        """The predicate of a column of times, in a form that a scan of Parquet skips by.
+
+        Args:
+            column: SQL for the time.
+            dtype: Its type in DuckDB, which is one of times.
+        """
+        bounds = [
+            f"{column} {sign} CAST({utc(instant)} AS {dtype})"
+            for sign, instant in ((">=", self.begin), ("<", self.end))
+            if instant is not None
+        ]
+        within = " AND ".join(bounds) or "true"
+        untimed = f"{column} IS NULL OR NOT isfinite({column})"
+        return f"({within}) OR {untimed}" if self.untimed else within
+
+
+class Rows(Protocol):
+    """The rows of a source, of which some can be read without the others."""
+
+    def within(self, names: Collection[str] | None, column: str, window: Window | None) -> str:
+        """A relation with at least the rows of some files and times: `reading.FileRows`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,6 +69,7 @@ class SourceTable:
         unread: Files that look like the table's and are not read.
         remarks: What else is to be said, in words.
         query: The text of the query that gives the rows; empty where they are a file's own.
+        rows: The rows, where those of a file do not depend on another; None elsewhere.
         query_lines: SQL for `_file` and `_line` of all lines of the files that a query reads, where
             it tells which of them its rows are from; empty otherwise.
     """
@@ -40,6 +81,7 @@ class SourceTable:
     remarks: tuple[str, ...] = ()
     query: str = ""
     query_lines: str = ""
+    rows: Rows | None = None
 
     def warnings(self) -> list[str]:
         """Which files are not read, and what else is to be said."""
@@ -57,6 +99,11 @@ class SourceTable:
     def line(self) -> str:
         """SQL for the line of a row in its file, or its number."""
         return "_line" if self.located else "row_number() OVER ()"
+
+    @property
+    def row(self) -> str:
+        """SQL for what tells a row from others of its file; a query may make several of a line."""
+        return "_row" if self.query else self.line
 
 
 class Source(Protocol):

@@ -21,7 +21,7 @@ from churn_assets.history import raw
 from churn_assets.history.deliveries import Delivery, EarlierReading
 from churn_assets.history.quarantine import QUARANTINED_ROWS
 from churn_assets.sources.files import Files
-from churn_assets.sources.manifest import look, record, with_spans
+from churn_assets.sources.manifest import look, record
 from churn_assets.sources.tables import EVENTS
 from churn_assets_tests.conftest import Row, query, utc_connection
 
@@ -65,8 +65,8 @@ class Shop:
             if key in self.read_before
         }
         delivery = Delivery(now, seen, earlier)
-        findings = raw.ingest(connection, EVENTS, table, CALENDAR, keys, delivery=delivery)
-        record(self.home, "events", with_spans(seen, findings.spans))
+        raw.ingest(connection, EVENTS, table, CALENDAR, keys, delivery)
+        record(self.home, "events", seen)
         for key in keys:
             self.read_before.setdefault(key, epoch_us(now))
             connection.execute(

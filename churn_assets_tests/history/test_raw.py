@@ -224,10 +224,10 @@ def test_a_birth_date_up_to_the_profile_is_kept(day: str) -> None:
         ("2024-01-31 23:30:00 UTC", "2024-01-01", None),
         ("2024-01-31 23:30:00 America/New_York", "2024-02-01", None),
         ("2024-01-31T23:59:59.999999999Z", "2024-01-01", None),
-        ("2024-01-31 23:30:00 BST", "2024-01-01", "unparseable_timestamp"),
-        ("2024-01-31 23:30:00 PST", "2024-01-01", "unparseable_timestamp"),
-        ("2024-02-30", "2024-01-01", "unparseable_timestamp"),
-        ("infinity", "2024-01-01", "unparseable_timestamp"),
+        ("2024-01-31 23:30:00 BST", "2024-04-01", "unparseable_timestamp"),
+        ("2024-01-31 23:30:00 PST", "2024-04-01", "unparseable_timestamp"),
+        ("2024-02-30", "2024-04-01", "unparseable_timestamp"),
+        ("infinity", "2024-04-01", "unparseable_timestamp"),
         ("1706745600", "2024-02-01", None),
         ("1706745599.999999", "2024-01-01", None),
     ],
@@ -711,13 +711,13 @@ def test_a_run_conserves_every_source_row(run: Run) -> None:
     ] == [
         ("2024-01-01", "events", 4, "missing_customer_id", True),
         ("2024-01-01", "events", 8, "before_start", False),
-        ("2024-01-01", "events", 9, "missing_timestamp", False),
-        ("2024-01-01", "events", 10, "missing_customer_id", False),
-        ("2024-01-01", "reviews", 3, "missing_timestamp", False),
         ("2024-01-01", "satisfaction", 2, "out_of_range", True),
         ("2024-02-01", "events", 7, "negative_amount", True),
+        ("2024-04-01", "events", 9, "missing_timestamp", False),
+        ("2024-04-01", "events", 10, "missing_customer_id", False),
         ("2024-04-01", "events", 11, "future_timestamp", False),
         ("2024-04-01", "events", 13, "future_timestamp", False),
+        ("2024-04-01", "reviews", 3, "missing_timestamp", False),
     ]
 
 
