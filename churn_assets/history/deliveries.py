@@ -120,22 +120,29 @@ def settle_known(
     connection.execute("DROP TABLE settled")
 
 
-def keep_withdrawn(
-    connection: "DuckDBPyConnection", raw: RawTable, delivery: Delivery, content: Iterable[str]
+def find_withdrawn(
+    connection: "DuckDBPyConnection",
+    raw: RawTable,
+    delivery: Delivery,
+    content: Iterable[str],
+    valid: str,
 ) -> None:
-    """Add to `valid_rows` what was read before and is no longer there, with `withdrawn_at`.
+    """Make `withdrawn_rows` of what was read before and is no longer there, with `withdrawn_at`.
 
-    Drops `earlier_rows`. For the arguments see `settle_known`.
+    Drops `earlier_rows`. For the other arguments see `settle_known`.
+
+    Args:
+        valid: A relation of the rows that are there.
     """
     columns = ", ".join(raw.table.column_names)
     connection.execute(
-        f"""INSERT INTO valid_rows BY NAME
+        f"""CREATE OR REPLACE TEMP TABLE withdrawn_rows AS
         SELECT {columns} FROM earlier_rows WHERE withdrawn_at IS NOT NULL
         UNION ALL BY NAME
         SELECT * REPLACE ({utc(delivery.read_at)} AS withdrawn_at) FROM (
             SELECT {columns} FROM earlier_rows AS was
             WHERE withdrawn_at IS NULL AND alike AND NOT EXISTS (
-                SELECT 1 FROM valid_rows AS now WHERE {_equal(content)}))"""
+                SELECT 1 FROM {valid} AS now WHERE {_equal(content)}))"""
     )
     connection.execute("DROP TABLE earlier_rows")
 

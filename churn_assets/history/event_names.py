@@ -26,12 +26,12 @@ NAMES: dict[str, tuple[str, ...]] = {
 def event_type(text: str) -> str:
     """SQL for the event type that a name in lower case stands for; `other` where it is none."""
     name = f"regexp_replace({text}, '[^a-z0-9]+', '_', 'g')"
-    cases = " ".join(
-        f"WHEN {name} IN ({', '.join(repr(known) for known in (ours, *NAMES[ours]))}) THEN '{ours}'"
-        for ours in NAMES
-    )
-    # Almost all names are ours, which needs no pattern.
-    return (
-        f"CASE WHEN {text} IN {EVENT_TYPES} THEN {text} WHEN {text} IS NULL THEN 'other' "
-        f"{cases} ELSE 'other' END"
-    )
+    known = {name: ours for ours, names in NAMES.items() for name in (ours, *names)}
+    # A list in IN is joined with, for every row: the search in a map is for those that need it.
+    types = f"MAP {{{', '.join(f'{theirs!r}: {ours!r}' for theirs, ours in known.items())}}}"
+    return f"CASE WHEN {is_ours(text)} THEN {text} ELSE coalesce(({types})[{name}], 'other') END"
+
+
+def is_ours(text: str) -> str:
+    """SQL for whether a text is one of our event types, as almost all are."""
+    return f"({' OR '.join(f'{text} = {ours!r}' for ours in EVENT_TYPES)})"

@@ -7,14 +7,21 @@ column is essential, and otherwise only itself.
 """
 
 import datetime as dt
+import re
 
 from churn_assets.cutoffs import Calendar, midnight
-from churn_assets.history.event_names import event_type
+from churn_assets.history.event_names import event_type, is_ours
 from churn_assets.history.formats import TIMES, Formats, is_typed
-from churn_assets.history.values import as_text
+from churn_assets.history.values import CLEAN, as_text
 from churn_assets.history.ways import place
 from churn_assets.sources.source import SourceTable
-from churn_assets.sources.tables import CUSTOMERS, EVENTS, KNOWN_AT, RawTable
+from churn_assets.sources.tables import (
+    CUSTOMERS,
+    DECIMAL,
+    EVENTS,
+    KNOWN_AT,
+    RawTable,
+)
 from churn_assets.stores.sql import once, utc
 from churn_assets.stores.tables import Column
 
@@ -25,7 +32,7 @@ OLDEST_BIRTH = "DATE '1900-01-01'"
 FAR_OFF = 0.001
 # A negative line is how order exports write a refund, whatever the size of it.
 SIGNED = ("quantity", "amount")
-IS_TURNED = "(event_type = 'purchase' AND (coalesce(quantity, 0) < 0 OR coalesce(amount, 0) < 0))"
+IS_TURNED = "(event_type = 'purchase' AND (quantity < 0 OR amount < 0))"
 
 
 def _parsed(given: str, text: str, column: Column, formats: Formats) -> str:
@@ -40,8 +47,8 @@ def _parsed(given: str, text: str, column: Column, formats: Formats) -> str:
         column: Our column.
         formats: How the source writes its columns.
     """
+    dtype = formats.dtypes[column.name]
     if column.dtype in TIMES:
-        dtype = formats.dtypes[column.name]
         if dtype == column.dtype:
             return f"CASE WHEN isfinite({given}) THEN {given} END"
         if is_typed(dtype):
@@ -50,9 +57,11 @@ def _parsed(given: str, text: str, column: Column, formats: Formats) -> str:
             instant = formats.times[column.name].value(text, column.dtype)
         return once(instant, lambda value: f"CASE WHEN isfinite({value}) THEN {value} END")
     if column.name == "event_type":
-        return event_type(text)
+        return f"CASE WHEN {is_ours(given)} THEN {given} ELSE {event_type(text)} END"
     if column.dtype == "VARCHAR":
         return text
+    if column.dtype == DECIMAL and _is_exact(dtype):
+        return f"CAST({given} AS {DECIMAL})"
     if column.name in formats.numbers:
         text = formats.numbers[column.name].value(text)
     if column.dtype == "BIGINT":
@@ -62,6 +71,22 @@ def _parsed(given: str, text: str, column: Column, formats: Formats) -> str:
         number = f"TRY_CAST({text} AS DOUBLE)"
         return f"CASE WHEN isfinite({number}) THEN {number} END"
     return f"TRY_CAST({text} AS {WIDE if column.dtype.startswith('DECIMAL') else column.dtype})"
+
+
+def _is_exact(dtype: str) -> bool:
+    """Whether every value of a type is one of DECIMAL(18, 4): no text is needed in between."""
+    if dtype.startswith(("TINYINT", "SMALLINT", "INTEGER", "UTINYINT", "USMALLINT", "UINTEGER")):
+        return dtype[-1] != "]"
+    found = re.fullmatch(r"DECIMAL\((\d+),(\d+)\)", dtype)
+    return found is not None and int(found[2]) <= 4 and int(found[1]) - int(found[2]) <= 14
+
+
+def _is_given(column: Column, formats: Formats) -> str:
+    """SQL for whether the source has a value, usable or not."""
+    dtype = formats.dtypes[column.name]
+    if dtype.startswith(CLEAN) or _is_exact(dtype):
+        return f"given_{column.name} IS NOT NULL"
+    return f"text_{column.name} IS NOT NULL"
 
 
 def _within_limits(column: Column) -> str:
@@ -130,23 +155,27 @@ def parse_query(
     limited = list[str]()
     bad_times, bad_numbers, beyond, lost = list[str](), list[str](), list[str](), list[str]()
     for column in raw.columns:
-        name, text, limits = column.name, f"text_{column.name}", _within_limits(column)
-        if column is KNOWN_AT:
+        name, limits = column.name, _within_limits(column)
+        if column is KNOWN_AT and name not in source.columns:
+            limited.append(f"{raw.timestamp} AS known_at, false AS is_given, false AS is_moved")
+        elif column is KNOWN_AT:
             known = f"coalesce(known_at, {raw.timestamp})"
             known = f"least({known}, {utc(read_at)})" if read_at else known
             known = f"greatest({known}, {raw.timestamp})"
             limited.append(f"{known} AS known_at, known_at IS NOT NULL AS is_given")
             limited.append(f"coalesce(known_at <> {known}, false) AS is_moved")
+        elif name in raw.essential:  # beyond its limits it costs the row
+            limited.append(f"{_unsigned(name)} AS {name}")
         else:
             limited.append(f"CASE WHEN {limits} THEN {_unsigned(name)} END AS {name}")
         if column.name not in source.columns or column.dtype == "VARCHAR":
             continue
         if name in raw.essential:
             bad = bad_times if column.dtype in TIMES else bad_numbers
-            bad.append(f"({text} IS NOT NULL AND {name} IS NULL)")
+            bad.append(f"({_is_given(column, formats)} AND {name} IS NULL)")
             beyond.append(f"NOT ({limits})")
         else:
-            unused = f"{text} IS NOT NULL AND ({name} IS NULL OR NOT ({limits}))"
+            unused = f"{_is_given(column, formats)} AND ({name} IS NULL OR NOT ({limits}))"
             lost.append(f"CASE WHEN {unused} THEN '{name}' END")
     first = f"DATE '{calendar.first_slice}'"
     future, last = "false", first
@@ -159,9 +188,11 @@ def parse_query(
     negative, of_events = "false", ""
     if raw is EVENTS:
         negative = "amount < 0 AND event_type NOT IN ('purchase', 'refund')"
-        of_events = f", text_event_type AS given_type, {IS_TURNED} AS is_turned"
+        given_type = "CASE WHEN event_type = 'other' THEN text_event_type END"
+        of_events = f", {given_type} AS given_type, {IS_TURNED} AS is_turned"
         of_type = raw.source_columns.index("event_type")
         limited[of_type] = f"CASE WHEN {IS_TURNED} THEN 'refund' ELSE event_type END AS event_type"
+    time = next(column for column in raw.columns if column.name == raw.timestamp)
     names = f"list_filter([{', '.join(lost)}], lambda name: name IS NOT NULL)" if lost else "[]"
     return f"""
         SELECT file, line, source_id, unreadable,
@@ -171,7 +202,7 @@ def parse_query(
                 ELSE {calendar.slice_of(raw.timestamp)} END AS slice,
             CASE WHEN unreadable IS NOT NULL THEN 'unreadable_row'
                 WHEN customer_id IS NULL THEN 'missing_customer_id'
-                WHEN text_{raw.timestamp} IS NULL THEN 'missing_timestamp'
+                WHEN NOT ({_is_given(time, formats)}) THEN 'missing_timestamp'
                 WHEN {" OR ".join(bad_times)} THEN 'unparseable_timestamp'
                 WHEN {" OR ".join(bad_numbers) or "false"} THEN 'unparseable_number'
                 WHEN {negative} THEN 'negative_amount'
@@ -217,12 +248,14 @@ def times_query(raw: RawTable, source: SourceTable, formats: Formats) -> str:
         source: The source's rows.
         formats: How the source writes its columns.
     """
-    shown = f"coalesce(text, 'missing') || ' (' || {place()} || ')'"
+    text = as_text("given", formats.dtypes[raw.timestamp], raw.timestamp)
+    shown = f"coalesce({text}, 'missing') || ' (' || {place()} || ')'"
     return f"""
         SELECT file, count(*), count(instant), epoch_us(min(instant)), epoch_us(max(instant)),
-            arg_min({shown}, line) FILTER (WHERE instant IS NULL)
+            arg_min(CASE WHEN instant IS NULL THEN {shown} END, line)
+                FILTER (WHERE instant IS NULL)
         FROM (SELECT *, {_instant(raw, formats, "given", "text")} AS instant
-            FROM (SELECT *, {as_text("given", formats.dtypes[raw.timestamp], raw.timestamp)} AS text
+            FROM (SELECT *, {text} AS text
                 FROM (SELECT ({source.columns[raw.timestamp]}) AS given,
                         {source.file} AS file, {source.line} AS line
                     FROM {source.relation} AS source_rows)))

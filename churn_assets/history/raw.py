@@ -23,7 +23,7 @@ from churn_assets.cutoffs import Calendar, utc_now
 from churn_assets.history.deliveries import (
     Delivery,
     files_seen,
-    keep_withdrawn,
+    find_withdrawn,
     lateness,
     settle_known,
 )
@@ -80,7 +80,7 @@ def ingest(
         ValueError: Most rows have no usable time.
     """
     if source is None:
-        connection.execute(f"CREATE OR REPLACE TEMP TABLE valid_rows AS {raw.table.empty()}")
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW valid_rows AS {raw.table.empty()}")
         return Findings(raw)
     opened = open_whole(connection, raw, source, delivery.seen if delivery else {})
     opened.require_times()
@@ -97,10 +97,10 @@ def read_slices(
     erased: Erased | None = None,
     delivery: Delivery | None = None,
 ) -> Findings:
-    """Fill `valid_rows` with the table's rows of slices, add rejected ones to `rejected_rows`.
+    """Make `valid_rows` of the table's rows of slices, add rejected ones to `rejected_rows`.
 
-    Both are temporary tables of the connection. `rejected_rows` has the columns of
-    `quarantined_rows` and must exist; `valid_rows` is made anew. Rows of erased customers are in
+    The one is a view, the other a table of the connection that must exist, with the columns of
+    `quarantined_rows`. Rows of erased customers are in
     neither, and are counted as `erased_rows`. `valid_rows` also has what was read before and is no
     longer in the source.
 
@@ -120,10 +120,12 @@ def read_slices(
     read_at = delivery.read_at if delivery else None
     untimed = opened.slice_of_untimed
     parsed = parse_query(raw, source, opened.formats, calendar, untimed, read_at)
-    dates = ", ".join(f"DATE '{key}'" for key in keys)
+    blocks = " OR ".join(
+        f"slice BETWEEN DATE '{block[0]}' AND DATE '{block[-1]}'"
+        for block in calendar.contiguous(keys)
+    )
     connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE parsed_rows AS SELECT * FROM ({parsed}) "
-        f"WHERE slice IN ({dates})"
+        f"CREATE OR REPLACE TEMP TABLE parsed_rows AS SELECT * FROM ({parsed}) WHERE {blocks}"
     )
     left_out = _leave_out(connection, erased) if erased and erased.customers else {}
     files_seen(connection, delivery.seen if delivery else {})
@@ -134,17 +136,17 @@ def read_slices(
         settle_known(connection, raw, delivery, content)
     _mark_duplicates(connection, raw)
     columns = ", ".join(f"{sql} AS {name}" for name, sql in content.items())
-    connection.execute(
-        f"""CREATE OR REPLACE TEMP TABLE valid_rows AS
-        SELECT {columns}, known_at, CAST(NULL AS TIMESTAMPTZ) AS withdrawn_at
-        FROM parsed_rows WHERE reason IS NULL"""
+    valid = (
+        f"SELECT {columns}, known_at, CAST(NULL AS TIMESTAMPTZ) AS withdrawn_at "
+        "FROM parsed_rows WHERE reason IS NULL"
     )
     if delivery and earlier:
-        keep_withdrawn(connection, raw, delivery, content)
+        find_withdrawn(connection, raw, delivery, content, f"({valid})")
+        valid += " UNION ALL BY NAME FROM withdrawn_rows"
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW valid_rows AS {valid}")
     findings = find(connection, raw, source, opened.formats)
     if findings.by_reason.keys() - {None}:
         _keep_rejected(connection, raw, source)
-    connection.execute("DROP TABLE parsed_rows")
     may_be_late = earlier or KNOWN_AT.name in source.columns
     late = lateness(connection, raw) if may_be_late else {}
     metadata = dict(findings.metadata)
@@ -354,7 +356,8 @@ def publish_slices(
         written |= hand_over(context, store, connection, raw.table, rows, shown_of, notes)
         found = findings + found
         context.log.info(f"{raw.table.name}: {len(written)} of {len(keys)} slices")
-    connection.execute("DROP TABLE valid_rows")
+    connection.execute("DROP VIEW valid_rows")
+    connection.execute("DROP TABLE parsed_rows")
     for warning in (*opened.source.warnings(), *found.warnings):
         context.log.warning(warning)
     return written
