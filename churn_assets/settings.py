@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     allow_shrink: bool = Field(
         False, description="let a raw partition be replaced by one with fewer rows"
     )
-    duckdb_memory_limit: str = Field("", description="e.g. 8GB; empty: 80 % of the machine")
+    duckdb_memory_limit: str = Field("", description="e.g. 8GB; empty: 4GB, at most half of all")
     duckdb_temp_directory: Path | None = Field(None, description="where DuckDB spills")
     duckdb_threads: int = Field(0, ge=0, description="0: one per core")
     redis_url: str | None = Field(
@@ -229,9 +229,8 @@ class Settings(BaseSettings):
         """How DuckDB is to use the machine."""
         config: dict[str, str | int] = {
             "temp_directory": str(self.duckdb_temp_directory or self.home / "duckdb_tmp"),
+            "memory_limit": self.duckdb_memory_limit or f"{default_memory() // 2**20}MiB",
         }
-        if self.duckdb_memory_limit:
-            config["memory_limit"] = self.duckdb_memory_limit
         if self.duckdb_threads:
             config["threads"] = self.duckdb_threads
         return config
@@ -389,3 +388,11 @@ def without_logs(logger: str) -> Iterator[None]:
         yield
     finally:
         found.disabled = before
+
+
+def default_memory() -> int:
+    """Bytes that DuckDB may use where nobody says: 4 GB, or half of the machine if that is less."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):  # of a container; without a limit it is no number
+        machine = min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(4 * 10**9, machine // 2)

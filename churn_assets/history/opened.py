@@ -251,7 +251,7 @@ def open_table(
     table = source.read(connection, raw, begin, end, wanted)
     if table is None:
         return None
-    if table.rows is not None and len(wanted) < len(seen):
+    if table.is_by_file and len(wanted) < len(seen):
         if opened := _open_some(connection, raw, table, seen):
             return opened
         table = source.read(connection, raw, begin, end)
@@ -272,8 +272,8 @@ def open_whole(
     formats = formats_of(raw, dtypes, ways)
     found = _contents(connection, raw, source, formats, ways)
     files: Seen = {name: replace(f, contents=found.pop(name, None)) for name, f in seen.items()}
-    if source.rows is not None:
-        files = _with_empty(raw, files, formats)
+    if source.is_by_file:
+        files = _with_empty(raw, source, files, formats)
     return _opened(raw, source, formats, files, list(found.values()))
 
 
@@ -290,9 +290,10 @@ def _open_some(
     unknown = [name for name in seen if name not in known]
     new = source
     if unknown:
-        assert source.rows is not None
         names = ", ".join(f"'{quoted(name)}'" for name in unknown)
-        rows = source.rows.within(set(unknown), "", None)
+        rows = source.relation
+        if source.rows is not None:
+            rows = source.rows.within(set(unknown), "", None)
         new = replace(source, relation=f"(SELECT * FROM {rows} WHERE _file IN ({names}))")
     own = {name: dtypes[name] for name in source.columns}
     ways = find_ways(connection, raw, new, own) if unknown else {}
@@ -301,12 +302,12 @@ def _open_some(
     for contents in known.values():
         shape = tuple(contents.dtypes)
         if shape not in expected:
-            expected[shape] = _read_by(raw, formats, shape)
+            expected[shape] = _read_by(raw, source, formats, shape)
         if contents.read_by != expected[shape]:
             return None
     found = _contents(connection, raw, new, formats, ways) if unknown else {}
     files = {name: replace(f, contents=found.get(name, f.contents)) for name, f in seen.items()}
-    return _opened(raw, source, formats, _with_empty(raw, files, formats))
+    return _opened(raw, source, formats, _with_empty(raw, source, files, formats))
 
 
 def _opened(
@@ -330,7 +331,7 @@ def _contents(
 ) -> dict[str, Contents]:
     """What is in the files of a source, by name."""
     dtypes = {name: formats.dtypes[name] for name in source.columns}
-    read_by = _read_by(raw, formats, dtypes)
+    read_by = _read_by(raw, source, formats, dtypes)
     return {
         file: Contents(
             rows, rows - timed, untimed, first, last, dtypes, ways.get(file, {}), read_by
@@ -341,16 +342,16 @@ def _contents(
     }
 
 
-def _with_empty(raw: RawTable, seen: Seen, formats: Formats) -> Seen:
+def _with_empty(raw: RawTable, source: SourceTable, seen: Seen, formats: Formats) -> Seen:
     """Files with what is in them, where those that nothing was found in have no row at all."""
-    nothing = Contents(0, 0, None, None, None, {}, {}, _read_by(raw, formats, ()))
+    nothing = Contents(0, 0, None, None, None, {}, {}, _read_by(raw, source, formats, ()))
     return {name: replace(file, contents=file.contents or nothing) for name, file in seen.items()}
 
 
-def _read_by(raw: RawTable, formats: Formats, columns: Collection[str]) -> str:
+def _read_by(raw: RawTable, source: SourceTable, formats: Formats, columns: Collection[str]) -> str:
     """A digest of how the contents of files with some columns are found."""
     named = SourceTable("source", {name: name for name in columns}, located=True)
     texts = [*way_queries(raw, named, formats.dtypes).values()] if columns else []
     if raw.timestamp in columns:
         texts.append(times_query(raw, named, formats))
-    return sql_version(*texts)
+    return sql_version(source.query, *texts)

@@ -16,7 +16,7 @@ from churn_assets.history.event_names import event_type
 from churn_assets.history.formats import find_formats
 from churn_assets.history.parsing import values_query
 from churn_assets.history.quarantine import QUARANTINED_ROWS
-from churn_assets.history.raw import ingest
+from churn_assets.history.validation import ingest
 from churn_assets.history.values import as_text
 from churn_assets.history.ways import place
 from churn_assets.settings import Settings

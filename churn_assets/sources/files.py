@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from churn_assets.sources.input_files import InputFile, Unread, input_files, named_after
 from churn_assets.sources.presets import preset_for
-from churn_assets.sources.queries import SourceQuery
+from churn_assets.sources.queries import QueryError, SourceQuery
 from churn_assets.sources.reading import columns_of, own_columns, read_files
 from churn_assets.sources.source import SourceTable, missing_columns, require_columns
 from churn_assets.sources.tables import RAW_TABLES, RawTable
@@ -58,7 +58,13 @@ class Files:
         found = self.files(table)
         unread = tuple(found.unread)
         if found.query:
-            result = found.query.read(connection, found.folder, table, begin, end)
+            window = (begin, end)
+            try:
+                result = found.query.read(connection, found.folder, table, *window, only)
+            except QueryError:  # others may have the columns
+                if only is None:
+                    raise
+                result = found.query.read(connection, found.folder, table, *window)
             return replace(result, unread=unread)
         if not found.files:
             if not table.required:
@@ -85,6 +91,7 @@ class Files:
             {c.lower(): identifier(c) for c in columns if c.lower() in table.source_columns},
             located=True,
             unread=unread,
+            is_by_file=True,
             rows=rows,
         )
 

@@ -38,7 +38,7 @@ class OnlineRetail:
     ) -> SourceTable | None:
         if table.source_name != "events":
             return None
-        return preset("online_retail").read(connection, [self._file()], table, begin, end)
+        return preset("online_retail").read(connection, [self._file()], table, begin, end, only)
 
     def _file(self) -> InputFile:
         found, _ = input_files(Path(self.folder))

@@ -8,7 +8,7 @@ and `_line`. Lines that are no rows go past the query into quarantine.
 
 import datetime as dt
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -29,6 +29,8 @@ OTHER_READERS = re.compile(r"(read_\w+|\w+_scan|glob|sniff_csv)", re.IGNORECASE)
 # DuckDB reads a file of that name where a table is expected.
 NAMED_FILE = re.compile(r"'.*'|\".*[.]\w+\"", re.DOTALL)
 WINDOW = ("begin", "end")
+# A comment with these words promises that each row depends on one file alone.
+ONE_BY_ONE = re.compile(r"^\s*--.*\bfiles are read one by one\b", re.IGNORECASE | re.MULTILINE)
 
 
 class QueryError(ValueError):
@@ -66,6 +68,16 @@ class SourceQuery:
         """
         return list(self._calls())
 
+    @property
+    def is_by_file(self) -> bool:
+        """Whether its rows of some files are the same with and without the others."""
+        return ONE_BY_ONE.search(self.text) is not None
+
+    @cached_property
+    def meaning(self) -> str:
+        """Its text without comments."""
+        return " ".join(text for _, text in _tokens(self.name, self.text))
+
     def files(self, found: Sequence[InputFile]) -> list[InputFile]:
         """Those of the files of a folder that it reads."""
         patterns = [call.arguments[0] for call in self.calls if call.name == "source"]
@@ -78,6 +90,7 @@ class SourceQuery:
         table: RawTable,
         begin: dt.datetime,
         end: dt.datetime,
+        only: Collection[str] | None = None,
     ) -> SourceTable:
         """The rows of the query, and the lines of its files that are no rows.
 
@@ -89,12 +102,16 @@ class SourceQuery:
             table: What they are rows of.
             begin: What `$begin` stands for.
             end: What `$end` stands for.
+            only: The files to read, of a query that is by file; None for all of them.
 
         Raises:
             QueryError: The query is wrong, or a file or variable that it names is not there.
             ValueError: A required column is not there.
         """
-        relation, query_lines = self._run(connection, found, table.source_name, begin, end)
+        only = only if self.is_by_file else None
+        relation, query_lines = self._run(connection, found, table.source_name, begin, end, only)
+        if only is not None and not query_lines:  # nobody knows which file a row is from
+            return self.read(connection, found, table, begin, end)
         columns = own_columns(connection, relation)
         require_columns(table.required_columns, columns, self.name, "Select it in the query.")
         ours = {c.lower(): identifier(c) for c in columns if c.lower() in table.source_columns}
@@ -105,8 +122,9 @@ class SourceQuery:
             ours,
             located=True,
             remarks=(remark,) if others else (),
-            query=self.text,
+            query=self.meaning,
             query_lines=query_lines,
+            is_by_file=self.is_by_file and bool(query_lines),
         )
 
     def _run(
@@ -116,6 +134,7 @@ class SourceQuery:
         table: str,
         begin: dt.datetime,
         end: dt.datetime,
+        only: Collection[str] | None,
     ) -> tuple[str, str]:
         """The relation of the query's rows, and SQL for the lines that they are from."""
         import duckdb
@@ -123,7 +142,7 @@ class SourceQuery:
         databases, options = _databases(connection), _options(connection)
         secrets, lines = list[str](), list[str]()
         try:
-            text, lines = self._prepared(connection, found, table, secrets)
+            text, lines = self._prepared(connection, found, table, secrets, only)
             statements = duckdb.extract_statements(text)
             if not statements or statements[-1].type != duckdb.StatementType.SELECT:
                 raise QueryError("its last statement has to be a SELECT of our columns")
@@ -157,6 +176,7 @@ class SourceQuery:
         found: Sequence[InputFile],
         table: str,
         secrets: list[str],
+        only: Collection[str] | None,
     ) -> tuple[str, list[str]]:
         """The text with views for its sources, and for each view the relation of all its lines.
 
@@ -172,7 +192,7 @@ class SourceQuery:
                 put = f"getvariable('{put}')"
             else:
                 put = f"{table}_source_{number}"
-                lines.append(_source(connection, found, call, put))
+                lines.append(_source(connection, found, call, put, only))
             rest = rest[: call.begin] + put.encode() + rest[call.end :]
         return rest.decode(), lines
 
@@ -245,7 +265,11 @@ def _arguments(tokens: Sequence[tuple[int, str]]) -> tuple[tuple[str, ...], int]
 
 
 def _source(
-    connection: "DuckDBPyConnection", found: Sequence[InputFile], call: Call, view: str
+    connection: "DuckDBPyConnection",
+    found: Sequence[InputFile],
+    call: Call,
+    view: str,
+    only: Collection[str] | None,
 ) -> str:
     """Make the view of a `source(…)`; returns the relation of all lines of its files."""
     pattern, *optional = call.arguments
@@ -253,7 +277,10 @@ def _source(
     if not files:
         names = ", ".join(file.name for file in found[:20]) or "none"
         raise QueryError(f"source('{pattern}') means no file. Files in the folder: {names}.")
-    lines = read_files(connection, files, f"{view}_text").sql
+    wanted = [file for file in files if only is None or file.name in only]
+    lines = read_files(connection, wanted or files[:1], f"{view}_text").sql
+    if not wanted:  # for its columns
+        lines = f"(SELECT * FROM {lines} WHERE false)"
     present = {name.lower() for name in own_columns(connection, lines)}
     absent = [name for name in optional if name.lower() not in present]
     nothing = "".join(f", CAST(NULL AS VARCHAR) AS {identifier(name)}" for name in absent)

@@ -69,7 +69,8 @@ class SourceTable:
         unread: Files that look like the table's and are not read.
         remarks: What else is to be said, in words.
         query: The text of the query that gives the rows; empty where they are a file's own.
-        rows: The rows, where those of a file do not depend on another; None elsewhere.
+        is_by_file: Whether the rows of a file do not depend on other files.
+        rows: The rows, where files can be scanned for some of them; None elsewhere.
         query_lines: SQL for `_file` and `_line` of all lines of the files that a query reads, where
             it tells which of them its rows are from; empty otherwise.
     """
@@ -81,6 +82,7 @@ class SourceTable:
     remarks: tuple[str, ...] = ()
     query: str = ""
     query_lines: str = ""
+    is_by_file: bool = False
     rows: Rows | None = None
 
     def warnings(self) -> list[str]:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from churn_assets.history.event_names import NAMES, event_type
 from churn_assets.history.quarantine import QUARANTINED_ROWS
-from churn_assets.history.raw import ingest
+from churn_assets.history.validation import ingest
 from churn_assets.history.ways import Refused
 from churn_assets.sources.files import Files
 from churn_assets.sources.tables import CUSTOMERS, EVENT_TYPES, EVENTS

@@ -17,7 +17,7 @@ import duckdb
 import pytest
 
 from churn_assets.cutoffs import Calendar, epoch_us
-from churn_assets.history import raw
+from churn_assets.history import validation
 from churn_assets.history.deliveries import Delivery, EarlierReading
 from churn_assets.history.quarantine import QUARANTINED_ROWS
 from churn_assets.sources.files import Files
@@ -65,7 +65,7 @@ class Shop:
             if key in self.read_before
         }
         delivery = Delivery(now, seen, earlier)
-        raw.ingest(connection, EVENTS, table, CALENDAR, keys, delivery)
+        validation.ingest(connection, EVENTS, table, CALENDAR, keys, delivery)
         record(self.home, "events", seen)
         for key in keys:
             self.read_before.setdefault(key, epoch_us(now))

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from churn_assets.cutoffs import Cadence, Calendar, midnight
 from churn_assets.definitions import build_definitions
-from churn_assets.history import quarantine, raw, values
+from churn_assets.history import quarantine, raw, validation, values
 from churn_assets.history.findings import Findings
 from churn_assets.history.rollups import ROLLUPS
 from churn_assets.operations.backfill import BackfillFailed, run_batch
@@ -80,7 +80,7 @@ def ingested(
         connection.execute(
             f"CREATE TEMP TABLE rejected_rows AS {quarantine.QUARANTINED_ROWS.empty()}"
         )
-        raw.ingest(connection, table, SourceTable("delivery", ours), calendar, keys)
+        validation.ingest(connection, table, SourceTable("delivery", ours), calendar, keys)
         return (
             query("FROM valid_rows", connection),
             query("FROM rejected_rows ORDER BY file, line", connection),
@@ -95,7 +95,7 @@ def findings(rows: Sequence[Row], table: tables.RawTable = tables.EVENTS) -> Fin
             f"CREATE TEMP TABLE rejected_rows AS {quarantine.QUARANTINED_ROWS.empty()}"
         )
         ours = {name: name for row in rows for name in row}
-        return raw.ingest(connection, table, SourceTable("delivery", ours), CALENDAR, KEYS)
+        return validation.ingest(connection, table, SourceTable("delivery", ours), CALENDAR, KEYS)
 
 
 def one(row: Mapping[str, object], table: tables.RawTable = tables.EVENTS) -> Row:

@@ -20,7 +20,7 @@ import pytest
 
 from churn_assets.cutoffs import Calendar, midnight
 from churn_assets.features.queries import feature_query
-from churn_assets.history import raw
+from churn_assets.history import validation
 from churn_assets.history.quarantine import QUARANTINED_ROWS
 from churn_assets.history.rollups import ROLLUPS
 from churn_assets.sources import tables as declared
@@ -42,7 +42,7 @@ def read(folder: Path, name: str) -> tuple[list[Row], list[Row], pd.DataFrame]:
     with utc_connection() as connection:
         connection.execute(f"CREATE TEMP TABLE rejected_rows AS {QUARANTINED_ROWS.empty()}")
         source = Files(str(folder)).read(connection, declared.EVENTS, begin, end)
-        raw.ingest(connection, declared.EVENTS, source, CALENDAR, KEYS)
+        validation.ingest(connection, declared.EVENTS, source, CALENDAR, KEYS)
         for table, rollup, _ in ROLLUPS:
             connection.execute(
                 f"CREATE TEMP TABLE {table.name} AS {table.typed(rollup('valid_rows'))}"

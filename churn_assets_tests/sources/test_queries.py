@@ -9,7 +9,7 @@ import duckdb
 import pytest
 
 from churn_assets.cutoffs import Calendar, midnight
-from churn_assets.history import raw
+from churn_assets.history import validation
 from churn_assets.history.quarantine import QUARANTINED_ROWS
 from churn_assets.sources import tables as declared
 from churn_assets.sources.files import Files
@@ -46,7 +46,7 @@ def read(
         connection.execute(f"CREATE TEMP TABLE rejected_rows AS {QUARANTINED_ROWS.empty()}")
         source = Files(str(folder)).read(connection, table, BEGIN, END)
         assert source is not None
-        raw.ingest(connection, table, source, CALENDAR, KEYS)
+        validation.ingest(connection, table, source, CALENDAR, KEYS)
         rows = query(f"FROM valid_rows ORDER BY {table.timestamp}, customer_id", connection)
         return rows, query("FROM rejected_rows ORDER BY file, line", connection), source
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from churn_assets.cutoffs import Calendar, midnight
-from churn_assets.history import quarantine, raw
+from churn_assets.history import quarantine, validation
 from churn_assets.sources import tables as declared
 from churn_assets.sources.files import Files
 from churn_assets.sources.online_retail import OnlineRetail
@@ -82,7 +82,7 @@ def ingested(source: Source, calendar: Calendar = CALENDAR) -> tuple[list[Row], 
             f"CREATE TEMP TABLE rejected_rows AS {quarantine.QUARANTINED_ROWS.empty()}"
         )
         table = source.read(connection, declared.EVENTS, begin, end)
-        raw.ingest(connection, declared.EVENTS, table, calendar, keys)
+        validation.ingest(connection, declared.EVENTS, table, calendar, keys)
         return (
             query("FROM valid_rows ORDER BY event_timestamp, event_id", connection),
             query("FROM rejected_rows ORDER BY file, line", connection),

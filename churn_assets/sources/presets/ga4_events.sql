@@ -1,5 +1,6 @@
 -- Google Analytics 4 as BigQuery exports it (the tables events_YYYYMMDD, saved as JSON or Parquet).
 -- Columns: https://support.google.com/analytics/answer/7029846
+-- Files are read one by one: no row depends on two of them.
 WITH events AS (
     SELECT
         *,

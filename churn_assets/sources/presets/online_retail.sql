@@ -1,6 +1,7 @@
 -- The UCI Online Retail data as published: a workbook, CSV or Parquet, one row per invoice line.
 -- Columns: https://archive.ics.uci.edu/dataset/352/online+retail (Chen, Sain and Guo 2012,
 -- CC BY 4.0). There are no events but purchases and refunds.
+-- Files are read one by one: no row depends on two of them.
 SELECT
     CustomerID AS customer_id,
     InvoiceDate AS event_timestamp,

@@ -1,5 +1,6 @@
 -- Segment's calls as it stores them (JSON, one a line, also gz): the tracks, and page and screen
 -- views. Fields: https://segment.com/docs/connections/spec/track and …/spec/ecommerce/v2
+-- Files are read one by one: no row depends on two of them.
 WITH calls AS (
     SELECT
         *,

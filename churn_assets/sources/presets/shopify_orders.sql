@@ -1,6 +1,7 @@
 -- Shopify's order export (Orders, Export, "CSV for Excel" or "Plain CSV file").
 -- Columns: https://help.shopify.com/manual/fulfillment/managing-orders/exporting-orders
 -- A row is a line of an order; what belongs to the whole order stands in its first row only.
+-- Files are read one by one: no row depends on two of them.
 WITH lines AS (
     SELECT
         *,

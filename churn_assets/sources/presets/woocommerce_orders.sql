@@ -1,5 +1,6 @@
 -- WooCommerce's orders as its REST API gives them (GET /wp-json/wc/v3/orders), one or many to a
 -- file. Properties: https://woocommerce.github.io/woocommerce-rest-api-docs/#order-properties
+-- Files are read one by one: no row depends on two of them.
 WITH orders AS (
     SELECT
         *,
