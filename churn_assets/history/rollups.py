@@ -109,9 +109,12 @@ def daily_activity_query(events: str) -> str:
         for event_type in EVENT_TYPES
     )
     with_amount = "FILTER (WHERE amount <> 0)"
+    # Of the many events without an amount no square is computed.
+    square = "CASE WHEN amount <> 0 THEN CAST(amount AS DECIMAL(38, 4)) * amount END"
     return f"""
-        WITH session_parts AS (
-            SELECT {VERSION}, session_id,
+        WITH events AS (SELECT * FROM {rows} AS versions),
+        days AS (
+            SELECT {VERSION},
                 count(*) AS events,
                 {types},
                 count(*) FILTER (WHERE channel = 'mobile') AS mobile_events,
@@ -120,29 +123,29 @@ def daily_activity_query(events: str) -> str:
                 max({EVENT_US}) AS last_event_us,
                 count(*) {with_amount} AS amount_events,
                 coalesce(sum(amount), 0) AS amount_sum,
-                coalesce(sum(CAST(amount AS DECIMAL(38, 4)) * amount), 0) AS amount_sum_squares,
+                coalesce(sum({square}), 0) AS amount_sum_squares,
                 max(amount) {with_amount} AS amount_max,
                 min(amount) {with_amount} AS amount_min
-            FROM {rows} AS events
-            GROUP BY {VERSION}, session_id
+            FROM events
+            GROUP BY {VERSION}
+        ),
+        session_days AS (
+            SELECT customer_id, day, known_day,
+                count(*) AS session_count,
+                sum(last_us - first_us) AS session_us
+            FROM (
+                SELECT customer_id, day, known_day, session_id,
+                    min({EVENT_US}) AS first_us, max({EVENT_US}) AS last_us
+                FROM events
+                WHERE session_id IS NOT NULL
+                GROUP BY customer_id, day, known_day, session_id
+            )
+            GROUP BY customer_id, day, known_day
         )
-        SELECT {VERSION},
-            sum(events) AS events,
-            {", ".join(f"sum({t}_events) AS {t}_events" for t in EVENT_TYPES)},
-            sum(mobile_events) AS mobile_events,
-            sum(web_events) AS web_events,
-            count(session_id) AS session_count,
-            coalesce(sum(last_event_us - first_event_us)
-                FILTER (WHERE session_id IS NOT NULL), 0) AS session_us,
-            min(first_event_us) AS first_event_us,
-            max(last_event_us) AS last_event_us,
-            sum(amount_events) AS amount_events,
-            sum(amount_sum) AS amount_sum,
-            sum(amount_sum_squares) AS amount_sum_squares,
-            max(amount_max) AS amount_max,
-            min(amount_min) AS amount_min
-        FROM session_parts
-        GROUP BY {VERSION}
+        SELECT days.*,
+            coalesce(session_count, 0) AS session_count,
+            coalesce(session_us, 0) AS session_us
+        FROM days LEFT JOIN session_days USING (customer_id, day, known_day)
     """
 
 
