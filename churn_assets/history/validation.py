@@ -132,8 +132,13 @@ def read_slices(
 
 
 def _keep_rejected(connection: "DuckDBPyConnection", raw: RawTable, source: SourceTable) -> None:
-    """Add the rejected rows of `parsed_rows` to `rejected_rows`, as the source has them."""
+    """Add the rejected rows of `parsed_rows` to `rejected_rows`, as the source has them.
+
+    Ours come first, so that the text of a row does not depend on which files are read with it.
+    """
     columns = own_columns(connection, source.relation)
+    ours = {name: place for place, name in enumerate(raw.source_columns)}
+    columns.sort(key=lambda name: (ours.get(name.lower(), len(ours)), name))
     row = ", ".join(f"'{quoted(name)}': {identifier(name)}" for name in columns)
     connection.execute(
         f"""INSERT INTO rejected_rows
