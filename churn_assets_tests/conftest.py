@@ -42,6 +42,7 @@ from churn_assets.operations.installation import tables
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.settings import Settings
 from churn_assets.sources.review_texts import review_text
+from churn_assets.stores import figures
 from churn_assets.stores.catalog import Catalog
 from churn_assets.stores.identity import identify
 from churn_assets.stores.offline import UNIX_MICROS, OfflineStore
@@ -274,8 +275,15 @@ def evaluate_quickly(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("joblib.cpu_count", lambda **_: 1)  # workers would not see the patches
     for name in ("baselines", "random_split", "importance", "pictures"):
         patch.setattr(f"churn_assets.models.evaluation.{name}", lambda *_: {})
-    patch.setattr("churn_assets.monitoring.drift.drift_figure", lambda *_: None)
-    patch.setattr("churn_assets.monitoring.drift.png", lambda _: b"")
+    for drawn in (
+        "history.review_pages.sentiment_histogram",
+        "history.sentiment_picture.sentiment_histogram",
+        "monitoring.drift.drift_figure",
+    ):
+        patch.setattr(f"churn_assets.{drawn}", lambda *_: None)
+    draw = figures.png
+    for place in ("history.review_pages", "monitoring.drift", "stores.figures"):
+        patch.setattr(f"churn_assets.{place}.png", lambda figure: draw(figure) if figure else b"")
 
 
 @pytest.fixture(scope="module")
