@@ -31,6 +31,11 @@ for name in [n for n in os.environ if n.startswith("CHURN_")]:
 for name in ("REDIS_URL", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)
 
+# pytest-xdist has a test on every core already. A pool of processes for the few rows of a test
+# takes seconds to start, and threads of OpenMP that wait for each other spin.
+os.environ["LOKY_MAX_CPU_COUNT"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from churn_assets.cutoffs import Calendar
 from churn_assets.definitions import build_definitions
 from churn_assets.features import feature_groups
