@@ -3,6 +3,7 @@
 Prevents the simplification of testing against whatever `CHURN_*` variables happen to be set.
 """
 
+import fcntl
 import os
 import random
 import sqlite3
@@ -175,6 +176,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
     items.sort(key=place)
+
+
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Makes a folder of some name once, in the process that needs it first; the others wait.
+
+    Whoever gets it leaves it as it is, and changes a copy.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of all workers of this run
+
+    def made_once(name: str, make: Callable[[Path], None]) -> Path:
+        folder, whole = shared / "made_once" / name, shared / "made_once" / f"{name}.whole"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (shared / "made_once" / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not whole.exists():
+                make(folder)
+                whole.touch()
+        return folder
+
+    return made_once
 
 
 def make_settings(folder: Path, **overrides: Any) -> Settings:
