@@ -258,9 +258,7 @@ BETWEEN_TWO_CUTOFFS = dt.datetime(2025, 3, 20, 2, 30, tzinfo=dt.UTC)
 
 
 @pytest.fixture(scope="module")
-def before(
-    one_kind_of_model: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Clock]:
+def before(one_kind_of_model: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clock]:
     """A deployment of four cutoffs, two of them with a model, before something changes."""
     folder = tmp_path_factory.mktemp("before")
     settings = make_settings(
