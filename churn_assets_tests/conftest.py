@@ -4,6 +4,7 @@ Prevents the simplification of testing against whatever `CHURN_*` variables happ
 """
 
 import fcntl
+import gc
 import os
 import random
 import sqlite3
@@ -161,13 +162,28 @@ Tracking._make_database = _copied_database  # type: ignore[assignment, method-as
 # These begin first, so that the workers end together.
 LONGEST = (
     "test_automation",
-    "test_journey",
+    "test_changes",
     "test_faults",
+    "test_erasure",
+    "test_journey",
+    "test_pruning",
+    "test_places",
+    "test_cli",
+    "test_tracking",
+    "test_offline",
+    "test_sequences",
+    "test_serving",
+    "test_serving_damaged_model",
+    "test_upgrade",
     "test_graph",
     "test_predictions",
     "test_extending",
     "test_refresh",
 )
+
+
+# Each looks through the many objects that the libraries have loaded, and finds nothing there.
+gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
