@@ -194,6 +194,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+# Of pools of processes and of threads that share a forest.
+SEVERAL_CORES = ("test_sentiment", "test_models", "test_tuning")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def several_cores(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Modules whose subject is work on several cores get them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem in SEVERAL_CORES:
+            patch.setenv("LOKY_MAX_CPU_COUNT", "2")
+        yield
+
+
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 
