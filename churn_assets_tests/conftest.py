@@ -3,6 +3,8 @@
 Prevents the simplification of testing against whatever `CHURN_*` variables happen to be set.
 """
 
+import fcntl
+import gc
 import os
 import random
 import sqlite3
@@ -31,6 +33,11 @@ for name in [n for n in os.environ if n.startswith("CHURN_")]:
 for name in ("REDIS_URL", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)
 
+# pytest-xdist has a test on every core already. A pool of processes for the few rows of a test
+# takes seconds to start, and threads of OpenMP that wait for each other spin.
+os.environ["LOKY_MAX_CPU_COUNT"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from churn_assets.cutoffs import Calendar
 from churn_assets.definitions import build_definitions
 from churn_assets.features import feature_groups
@@ -42,6 +49,7 @@ from churn_assets.operations.installation import tables
 from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.settings import Settings
 from churn_assets.sources.review_texts import review_text
+from churn_assets.stores import figures
 from churn_assets.stores.catalog import Catalog
 from churn_assets.stores.identity import identify
 from churn_assets.stores.offline import UNIX_MICROS, OfflineStore
@@ -154,13 +162,28 @@ Tracking._make_database = _copied_database  # type: ignore[assignment, method-as
 # These begin first, so that the workers end together.
 LONGEST = (
     "test_automation",
-    "test_journey",
+    "test_changes",
     "test_faults",
+    "test_erasure",
+    "test_journey",
+    "test_pruning",
+    "test_places",
+    "test_cli",
+    "test_tracking",
+    "test_offline",
+    "test_sequences",
+    "test_serving",
+    "test_serving_damaged_model",
+    "test_upgrade",
     "test_graph",
     "test_predictions",
     "test_extending",
     "test_refresh",
 )
+
+
+# Each looks through the many objects that the libraries have loaded, and finds nothing there.
+gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -169,6 +192,45 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
     items.sort(key=place)
+
+
+# Of pools of processes and of threads that share a forest.
+SEVERAL_CORES = ("test_sentiment", "test_models", "test_tuning")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def several_cores(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Modules whose subject is work on several cores get them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem in SEVERAL_CORES:
+            patch.setenv("LOKY_MAX_CPU_COUNT", "2")
+        yield
+
+
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Makes a folder of some name once, in the process that needs it first; the others wait.
+
+    Whoever gets it leaves it as it is, and changes a copy.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of all workers of this run
+
+    def made_once(name: str, make: Callable[[Path], None]) -> Path:
+        folder, whole = shared / "made_once" / name, shared / "made_once" / f"{name}.whole"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (shared / "made_once" / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not whole.exists():
+                make(folder)
+                whole.touch()
+        return folder
+
+    return made_once
 
 
 def make_settings(folder: Path, **overrides: Any) -> Settings:
@@ -274,8 +336,15 @@ def evaluate_quickly(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("joblib.cpu_count", lambda **_: 1)  # workers would not see the patches
     for name in ("baselines", "random_split", "importance", "pictures"):
         patch.setattr(f"churn_assets.models.evaluation.{name}", lambda *_: {})
-    patch.setattr("churn_assets.monitoring.drift.drift_figure", lambda *_: None)
-    patch.setattr("churn_assets.monitoring.drift.png", lambda _: b"")
+    for drawn in (
+        "history.review_pages.sentiment_histogram",
+        "history.sentiment_picture.sentiment_histogram",
+        "monitoring.drift.drift_figure",
+    ):
+        patch.setattr(f"churn_assets.{drawn}", lambda *_: None)
+    draw = figures.png
+    for place in ("history.review_pages", "monitoring.drift", "stores.figures"):
+        patch.setattr(f"churn_assets.{place}.png", lambda figure: draw(figure) if figure else b"")
 
 
 @pytest.fixture(scope="module")

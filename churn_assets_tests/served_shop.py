@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pyarrow as pa
@@ -31,6 +32,7 @@ from churn_assets.serving.run import PROTOCOL
 from churn_assets.serving.service import Service
 from churn_assets.settings import Settings
 from churn_assets.stores.artefacts import MANIFEST
+from churn_assets.stores.identity import adopt
 from churn_assets.stores.tables import Column
 from churn_assets_tests.conftest import GROUPS, make_settings, materialize, online
 
@@ -52,19 +54,31 @@ class Shop:
         return online(self.settings)
 
 
-def make_shop(folder: Path) -> Shop:
-    redis_home = folder / "redis"
-    settings = make_settings(
+def settings_of(folder: Path, **overrides: Any) -> Settings:
+    return make_settings(
         folder,
         source="synthetic",
         synthetic_customers=250,
         start=dt.date(2025, 1, 1),
         end=dt.datetime(2025, 6, 10, tzinfo=dt.UTC),
-        redis_url=redis_url(redis_home),
+        **overrides,
     )
+
+
+def make_tables(folder: Path) -> None:
+    """The shop's tables up to CUTOFF, of which `open_shop` makes installations."""
+    settings = settings_of(folder)
     materialize(settings, "ingest", "2025-01-01", "2025-06-01")
     materialize(settings, "features", TRAINING[0], CUTOFF.isoformat())
     materialize(settings, "training_data", *TRAINING)
+
+
+def open_shop(tables: Path, folder: Path) -> Shop:
+    """An installation of its own with these tables."""
+    redis_home = folder / "redis"
+    settings = settings_of(folder, redis_url=redis_url(redis_home))
+    copytree(settings_of(tables).home, settings.home)
+    adopt(settings, copied=True)
     shop = Shop(settings, redis_home)
     choose(shop, "xgboost_model", CUTOFF)
     publish_rows(shop)

@@ -9,6 +9,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from click.testing import CliRunner
 
 from churn_assets import cli
 from churn_assets.cli.recorded import MOST_CHARACTERS, record_read
+from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.serving.audit import audit_query
 from churn_assets.stores.identity import FILE, AnotherInstallation, find_identity, identify
 from churn_assets_tests.conftest import make_settings, query
@@ -30,17 +32,21 @@ from churn_assets_tests.stores.test_private import open_to_others
 UCI = Path(__file__).parents[2] / "shared" / "data"
 
 
-def churn(
-    home: Path, *arguments: str, typed: str = "", **settings: str
-) -> subprocess.CompletedProcess[str]:
+Ended = subprocess.CompletedProcess[str]
+
+
+def environment(home: Path, settings: dict[str, str]) -> dict[str, str]:
+    others = {k: v for k, v in os.environ.items() if not k.startswith(("CHURN_", "DAGSTER"))}
+    return others | {"CHURN_HOME": str(home / "state"), "NO_COLOR": "1"} | settings
+
+
+def churn_process(home: Path, *arguments: str, **settings: str) -> Ended:
     """The command, as a user runs it, in a folder without `.env`."""
     home.mkdir(parents=True, exist_ok=True)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("CHURN_", "DAGSTER"))}
     return subprocess.run(
         [Path(sys.executable).parent / "churn", *arguments],
-        env=environment | {"CHURN_HOME": str(home / "state"), "NO_COLOR": "1"} | settings,
+        env=environment(home, settings),
         cwd=home,
-        input=typed,
         umask=0o022,  # as most machines have it
         capture_output=True,
         text=True,
@@ -48,9 +54,40 @@ def churn(
     )
 
 
+def churn(home: Path, *arguments: str, typed: str = "", **settings: str) -> Ended:
+    """The same in this process, without the seconds that a start takes."""
+    home.mkdir(parents=True, exist_ok=True)
+    code: str | int | None = 0
+    umask = os.umask(0o022)
+    try:
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            CliRunner().isolation(input=typed) as (printed, complained, _),
+        ):
+            # Put back with the rest: a command that uses Dagster sets it.
+            patch.setenv("DAGSTER_HOME", "")
+            patch.delenv("DAGSTER_HOME")
+            for name, value in environment(home, settings).items():
+                patch.setenv(name, value)
+            patch.chdir(home)
+            patch.setattr(sys, "argv", ["churn", *arguments])
+            try:
+                cli.main()
+            except SystemExit as ended:
+                code = ended.code
+            except Exception:
+                code = 1
+                traceback.print_exc()
+            sys.stdout.flush()
+            texts = [stream.getvalue().decode() for stream in (printed, complained)]
+    finally:
+        os.umask(umask)
+    return Ended(["churn", *arguments], code if isinstance(code, int) else 1, *texts)
+
+
 SMALL_SHOP = {
     "CHURN_SOURCE": "synthetic",
-    "CHURN_SYNTHETIC_CUSTOMERS": "300",
+    "CHURN_SYNTHETIC_CUSTOMERS": "100",
     "CHURN_START": "2025-01-01",
     "CHURN_END": "2025-05-10",
 }
@@ -59,7 +96,7 @@ SMALL_SHOP = {
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("shop")
-    run = churn(home, "backfill", **SMALL_SHOP)
+    run = churn_process(home, "backfill", **SMALL_SHOP)
     assert run.returncode == 0, run.stderr
     assert "✓ ingest 2025-01-01 … 2025-05-01" in run.stdout
     assert "models: none, history is too short. They exist from 2025-06-01 on" in run.stdout
@@ -215,7 +252,11 @@ def test_errors_say_what_to_do(
     assert "Traceback" not in run.stderr
 
 
-def test_cutoffs_before_the_first_customer_have_no_model(tmp_path: Path) -> None:
+def test_cutoffs_before_the_first_customer_have_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("churn_assets.definitions.ESTIMATORS", ESTIMATORS[:1])
+    monkeypatch.setattr("joblib.cpu_count", lambda **_: 1)  # workers would load it all again
     (tmp_path / "input").mkdir()
     lines = ["customer_id,event_timestamp,event_type,amount"]
     for customer in range(40):

@@ -24,6 +24,7 @@ from churn_assets.online.server import server_binary, stop
 from churn_assets.online.store import read_version
 from churn_assets.online.sync import online_query
 from churn_assets.operations.installation import offline_store
+from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.settings import Settings
 from churn_assets_tests.conftest import GROUPS, make_settings, materialize, online, stored
 
@@ -35,7 +36,7 @@ SCORED = ("2025-07-01", "2025-08-01")
 def shop(folder: Path, **overrides: object) -> Settings:
     values: dict[str, object] = {
         "source": "synthetic",
-        "synthetic_customers": 500,
+        "synthetic_customers": 300,
         "start": dt.date(2025, 1, 15),
         "end": dt.datetime(2025, 8, 1, tzinfo=dt.UTC),
     }
@@ -88,13 +89,17 @@ def journey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
         mlflow_tracking_uri=f"http://127.0.0.1:{mlflow_port}",
     )
     with (
+        pytest.MonkeyPatch.context() as patch,
         server([*redis_command, "--dir", str(folder), "--save", ""], redis_port),
         server(mlflow_command, f"http://127.0.0.1:{mlflow_port}/health"),
     ):
+        # As a machine does that has another core: the two cutoffs are trained side by side.
+        patch.setenv("LOKY_MAX_CPU_COUNT", "2")
         materialize(settings, "ingest", "2025-01-01", "2025-07-01")
         materialize(settings, "features", *CUTOFFS)
         materialize(settings, "training_data", *LABELED)
         materialize(settings, "models", *SCORED)
+        patch.undo()
         yield settings
 
 
@@ -137,7 +142,11 @@ def test_online_rows_equal_the_newest_offline_partition(journey: Settings) -> No
 
 def test_an_older_backfill_publishes_nothing(journey: Settings) -> None:
     before = read_version(online(journey))
-    result = materialize(journey, "models", "2025-07-01", "2025-07-01")
+    models = build_definitions(journey).resolve_job_def("models")
+    result = models.execute_in_process(
+        asset_selection=[dg.AssetKey("online_features")],
+        tags={RANGE_START: "2025-07-01", RANGE_END: "2025-07-01"},
+    )
     (event,) = result.asset_materializations_for_node("online_features")
     assert event.metadata["published"].value is False
     assert read_version(online(journey)).equals(before)

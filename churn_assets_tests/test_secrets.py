@@ -28,6 +28,7 @@ from churn_assets.monitoring import alerts
 from churn_assets.operations.with_settings import main
 from churn_assets.settings import SECRET, Settings, SettingsError, without_credentials
 from churn_assets.settings import refuse_two_values as refuse_two
+from churn_assets.stores import retries
 from churn_assets.stores.retries import connections_are_retried
 from churn_assets.stores.tracking import TrackingError
 from churn_assets_tests.conftest import model_runs
@@ -179,8 +180,9 @@ def test_settings_do_not_show_them() -> None:
 
 @pytest.mark.parametrize("url", VALUES["MLFLOW_TRACKING_URI"])
 def test_a_run_of_dagster_does_not_record_them(
-    url: str, said: Callable[..., str], tmp_path: Path
+    url: str, said: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(retries, "SECONDS_BETWEEN", 0.1)  # the server never comes back
     runs = ModelRuns(tmp_path / "state", url, model_runs(tmp_path / "state").identity)
     manifest = made(runs, ESTIMATORS[0], "2025-06-01")
 

@@ -7,7 +7,6 @@ import getpass
 import logging
 import os
 import threading
-import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,9 @@ from churn_assets.operations.jobs import RANGE_END, RANGE_START
 from churn_assets.operations.killed_runs import running
 from churn_assets.operations.plans import Batch
 from churn_assets.operations.runs import interrupts_kept, run_job
+
+# So that a step is told of while it runs. The end of a run is waited for by itself.
+SECONDS_BETWEEN_LOOKS = 0.2
 
 
 class BackfillFailed(Exception):
@@ -107,9 +109,7 @@ def _report(
                     checks.setdefault(check.asset_key.to_user_string(), []).append(check)
         if last_look:
             break
-        last_look = done.is_set()
-        if not last_look:
-            time.sleep(0.2)
+        last_look = done.wait(SECONDS_BETWEEN_LOOKS)
     for asset, found in checks.items():
         partition = f" {found[0].partition}" if found[0].partition else ""
         more = f", and {len(found) - 1} more" if len(found) > 1 else ""

@@ -247,7 +247,7 @@ def versions_of_all_models(home: Path) -> list[str]:
 def test_another_process_makes_the_same_versions(tmp_path: Path):
     other = subprocess.run(
         [sys.executable, "-c", VERSIONS_OF_ALL_MODELS, str(tmp_path / "other")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "3"},
+        env=os.environ | {"OMP_NUM_THREADS": "2", "PYTHONHASHSEED": "3"},
         capture_output=True,
         text=True,
         check=True,

@@ -3,6 +3,7 @@ makes one before its inputs are there.
 """
 
 import datetime as dt
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from churn_assets.features.group import FeatureGroup
 from churn_assets.models.artefacts import ModelStore
 from churn_assets.models.kinds import ESTIMATORS
 from churn_assets.monitoring.inventory import AssetInventory, inventory, with_catalog
+from churn_assets.online.server import stop
 from churn_assets.operations import remaking
 from churn_assets.operations.backfill import run_batch
 from churn_assets.operations.installation import offline_store
@@ -40,6 +42,12 @@ class Clock:
         folder.mkdir(exist_ok=True)
         self.instance = dg.DagsterInstance.local_temp(str(folder))
         self.requested: list[tuple[str, str]] = []
+
+    def copy(self, folder: Path) -> "Clock":
+        """A deployment that goes on from here, in a folder that does not exist yet."""
+        ignored = shutil.ignore_patterns("online_store")
+        shutil.copytree(self.settings.home.parent, folder, ignore=ignored)
+        return Clock(self.settings.model_copy(update={"home": folder / "state"}), folder)
 
     def use(self, settings: Settings) -> None:
         """Deploy the code location with settings, as a restart does."""
@@ -163,12 +171,12 @@ class Clock:
         }
 
 
-@pytest.mark.usefixtures("quick_evaluation")
+@pytest.mark.usefixtures("one_kind_of_model")
 @pytest.mark.parametrize(
     ("cadence", "lookback", "start", "first", "days", "every", "outage"),
     [
-        (Cadence.MONTHLY, 90, dt.date(2024, 8, 1), dt.date(2025, 1, 20), 200, 15, (60, 155)),
-        (Cadence.WEEKLY, 30, dt.date(2024, 11, 18), dt.date(2025, 2, 20), 35, 6, (8, 30)),
+        (Cadence.MONTHLY, 60, dt.date(2024, 9, 1), dt.date(2025, 1, 20), 165, 15, (30, 125)),
+        (Cadence.WEEKLY, 30, dt.date(2024, 11, 18), dt.date(2025, 1, 23), 35, 6, (8, 30)),
     ],
 )
 def test_arrivals_with_an_outage_of_three_periods(
@@ -180,10 +188,7 @@ def test_arrivals_with_an_outage_of_three_periods(
     days: int,
     every: int,
     outage: tuple[int, int],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # To the automation one kind of model is as another.
-    monkeypatch.setattr("churn_assets.definitions.ESTIMATORS", ESTIMATORS[:1])
     settings = make_settings(
         tmp_path,
         source="synthetic",
@@ -191,6 +196,7 @@ def test_arrivals_with_an_outage_of_three_periods(
         start=start,
         cadence=cadence,
         lookback_days=lookback,
+        horizon_days=14,
     )
     clock = Clock(settings, tmp_path)
     morning = dt.datetime(first.year, first.month, first.day, 2, 30, tzinfo=dt.UTC)
@@ -248,29 +254,37 @@ def redefine_frequency(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"churn_assets.{module}.feature_groups", lambda *_: groups)
 
 
-@pytest.mark.usefixtures("quick_evaluation")
-@pytest.mark.parametrize("change", ["horizon", "feature"])
-def test_a_change_is_followed_by_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
-    """Deployed between two cutoffs, by a daemon's work alone: no mixed model in between."""
-    monkeypatch.setattr("churn_assets.definitions.ESTIMATORS", ESTIMATORS[:1])
-    before = make_settings(
-        tmp_path / "changed",
+BETWEEN_TWO_CUTOFFS = dt.datetime(2025, 3, 20, 2, 30, tzinfo=dt.UTC)
+
+
+@pytest.fixture(scope="module")
+def before(one_kind_of_model: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clock]:
+    """A deployment of four cutoffs, two of them with a model, before something changes."""
+    folder = tmp_path_factory.mktemp("before")
+    settings = make_settings(
+        folder,
         source="synthetic",
         synthetic_customers=60,
-        start=dt.date(2024, 8, 1),
+        start=dt.date(2024, 10, 1),
         lookback_days=60,
         training_cutoffs=2,
     )
-    clock = Clock(before, tmp_path / "changed")
-    now = dt.datetime(2025, 3, 20, 2, 30, tzinfo=dt.UTC)
-    clock.backfill(before, now)
+    clock = Clock(settings, folder)
+    clock.backfill(settings, BETWEEN_TWO_CUTOFFS)
+    yield clock
+    stop(settings.home)
 
+
+@pytest.mark.parametrize("change", ["horizon", "feature"])
+def test_a_change_is_followed_by_itself(
+    before: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Deployed between two cutoffs, by a daemon's work alone: no mixed model in between."""
+    clock, now = before.copy(tmp_path / "changed"), BETWEEN_TWO_CUTOFFS
     settings = {"horizon_days": 14} if change == "horizon" else {}
     if change == "feature":
         redefine_frequency(monkeypatch)
-    after = before.model_copy(update=settings)
+    after = clock.settings.model_copy(update=settings)
     clock.use(after)
     asked = clock.inventory(after, now)["training_dataset"].redefined
     assert asked, "the change has redefined what models learn from"
@@ -280,6 +294,7 @@ def test_a_change_is_followed_by_itself(
         key: set(row.redefined) for key, row in clock.inventory(after, now).items() if row.redefined
     }
     newest = "2025-03-01"
+    assert older, "what nothing reads any more is a person's to make again"
     assert all(newest not in keys for keys in older.values()), older
     # The next cutoff comes by itself, and everything that it is served with is of one definition.
     later = dt.datetime(2025, 4, 2, 2, 30, tzinfo=dt.UTC)

@@ -30,6 +30,7 @@ from churn_assets.monitoring.refresh_log import refresh_log
 from churn_assets.online.server import open_client, server_binary, stop
 from churn_assets.online.store import OnlineStore
 from churn_assets.operations.backfill import BackfillFailed
+from churn_assets.stores import retries
 from churn_assets.stores.parquet import UnreadableFile
 from churn_assets_tests.conftest import KEPT_ENGINES, evaluate_quickly, online
 from churn_assets_tests.faults import Shop, churn
@@ -168,7 +169,10 @@ def retried(instance: dg.DagsterInstance) -> list[str]:
     return [str(error) for error in found]
 
 
-def test_a_server_that_goes_away_costs_the_sync_alone(undisturbed: Shop, home: Path) -> None:
+def test_a_server_that_goes_away_costs_the_sync_alone(
+    undisturbed: Shop, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "SECONDS_BETWEEN", 0.2)  # it comes back when the test says so
     port = free_port()
     url = f"redis://127.0.0.1:{port}"
     command = [server_binary(), "--port", str(port), "--bind", "127.0.0.1"]

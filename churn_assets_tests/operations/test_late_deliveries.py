@@ -5,8 +5,10 @@ backfill that finds the same delivery again and again.
 import datetime as dt
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copytree
 
 import dagster as dg
 import pytest
@@ -80,13 +82,28 @@ class Shop:
 FEATURES = ("customer_rfm_features", "customer_trend_features", "churn_labels", "training_dataset")
 
 
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    with dg.instance_for_test() as instance:
-        shop = Shop(make_settings(tmp_path, start=START), instance)
+@pytest.fixture(scope="module")
+def delivered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a shop that has read two files. Tests go on from a copy."""
+    folder = tmp_path_factory.mktemp("delivered")
+    with opened(folder) as shop:
         shop.deliver("events-1.csv", list(range(0, 180, 3)))
         shop.deliver("events-2.csv", [60], customers="z")
         shop.backfill()
+    return folder
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Shop]:
+    (folder / "dagster").mkdir(exist_ok=True)
+    with dg.DagsterInstance.local_temp(str(folder / "dagster")) as instance:
+        yield Shop(make_settings(folder, start=START), instance)
+
+
+@pytest.fixture
+def shop(delivered: Path, tmp_path: Path) -> Iterator[Shop]:
+    copytree(delivered, tmp_path, dirs_exist_ok=True)
+    with opened(tmp_path) as shop:
         yield shop
 
 

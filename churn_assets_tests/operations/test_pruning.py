@@ -6,6 +6,7 @@ keeps. One small state is made once, and each test prunes a copy.
 
 import datetime as dt
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -48,25 +49,27 @@ from churn_assets_tests.operations.test_changes import NOW, State
 
 pytestmark = pytest.mark.usefixtures("one_kind_of_model")
 
-# Seven cutoffs with models; the last one's outcomes are not known.
-SCORED = [f"2025-{month:02}-01" for month in range(6, 13)]
-END = dt.datetime(2025, 12, 20, tzinfo=dt.UTC)
+# Six cutoffs with models; the last one's outcomes are not known.
+SCORED = [f"2025-{month:02}-01" for month in range(6, 12)]
+END = dt.datetime(2025, 11, 20, tzinfo=dt.UTC)
 LATER = NOW + dt.timedelta(days=10_000)  # every record is older
 MODEL = ESTIMATORS[0].name
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
+def base(tmp_path_factory: pytest.TempPathFactory) -> State:
     state = State(tmp_path_factory.mktemp("base") / "state", end=END)
     state.backfill()
-    yield state
     stop(state.settings.home)
+    return state
 
 
 @pytest.fixture
 def state(base: State, tmp_path: Path) -> Iterator[State]:
-    copied = base.copy(tmp_path / "state", end=END)
-    copied.backfill()  # online again, which a copy is not
+    """A copy of the state, with what is online."""
+    ignored = shutil.ignore_patterns("*.sock", "*.lock")
+    shutil.copytree(base.settings.home, tmp_path / "state", ignore=ignored)
+    copied = State(tmp_path / "state", end=END)
     yield copied
     stop(copied.settings.home)
 
@@ -98,7 +101,7 @@ def test_a_pruned_model_counts_as_made_and_comes_back_as_it_was(state: State) ->
     pruning.prune(state.settings, found(state))
     gone = [cutoff for cutoff in SCORED if not store.is_whole(MODEL, cutoff)]
     assert len(gone) >= 3
-    assert "2025-12-01" not in gone
+    assert SCORED[-1] not in gone
     for cutoff in gone:
         names = {path.name for path in store.folder(MODEL, cutoff).iterdir()}
         assert names == {MANIFEST, PRUNED}
@@ -297,7 +300,7 @@ def test_models_outside_history_do_not_count_among_the_newest(shop: Shop) -> Non
 def test_the_online_store_is_asked(state: State) -> None:
     rows = list(state.inventory().values())
     live, _ = pruning.retained_online(state.settings, rows)
-    assert live.startswith("2025-12-01")
+    assert live.startswith(SCORED[-1])
     empty = [replace(row, present=frozenset()) for row in rows]
     assert pruning.retained_online(state.settings, empty) == ()
 
@@ -590,7 +593,7 @@ def command(state: State, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "CHURN_SOURCE": settings.source,
         "CHURN_SYNTHETIC_CUSTOMERS": settings.synthetic_customers,
         "CHURN_START": settings.start,
-        "CHURN_END": "2025-12-20",
+        "CHURN_END": "2025-11-20",
         "CHURN_LOOKBACK_DAYS": settings.lookback_days,
         "CHURN_TRAINING_CUTOFFS": settings.training_cutoffs,
     }

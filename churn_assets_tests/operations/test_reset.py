@@ -26,7 +26,7 @@ from churn_assets.settings import Settings
 from churn_assets.stores.digests import file_digest
 from churn_assets.stores.identity import FILE, find_identity, identify
 from churn_assets_tests.conftest import make_settings
-from churn_assets_tests.faults import churn
+from churn_assets_tests.faults import SHOP
 
 
 @pytest.fixture
@@ -80,9 +80,20 @@ def files(folder: Path) -> dict[Path, str]:
     return {path.relative_to(folder): file_digest(path) for path in found}
 
 
-def test_nothing_is_left_of_a_full_state_and_the_next_backfill_begins_anew(home: Path) -> None:
-    churn(home, "backfill").result()
-    churn(home, "sql", "FROM refresh_log").result()
+@pytest.mark.usefixtures("one_kind_of_model")
+def test_nothing_is_left_of_a_full_state_and_the_next_backfill_begins_anew(
+    home: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (SHOP | {"synthetic_customers": 60}).items():
+        monkeypatch.setenv(f"CHURN_{name.upper()}", str(value))
+
+    def said_by(*arguments: str, code: int = 0) -> str:
+        result = run(*arguments)
+        assert result.exit_code == code, result.output
+        return f"{result.output}{result.exception or ''}"
+
+    said_by("backfill")
+    said_by("sql", "FROM refresh_log")
     rows = Rows(home, None, find_identity(home), "")
     rows.watch()
     rows.close()
@@ -94,18 +105,18 @@ def test_nothing_is_left_of_a_full_state_and_the_next_backfill_begins_anew(home:
     (home / "notes.txt").write_text("mine")
 
     before = files(home / "offline_store")
-    said = churn(home, "reset").result(1)
+    said = said_by("reset", code=1)
     assert f"none of ours: {home / 'notes.txt'}" in said
     assert "`churn reset --yes` deletes it" in said
     for name in ("offline_store", "models", "mlartifacts", "online_store", "dagster", FILE):
         assert f"  {name} " in said
     assert files(home / "offline_store") == before
 
-    churn(home, "reset", "--yes").result()
+    said_by("reset", "--yes")
     assert [*home.rglob("*")] == [home / "notes.txt"]
-    assert "✓ ingest 2025-01-01" in churn(home, "backfill", "--stage=ingest").result()
+    assert "✓ ingest 2025-01-01" in said_by("backfill", "--stage=ingest")
     (home / "notes.txt").unlink()
-    churn(home, "reset", "--yes").result()
+    said_by("reset", "--yes")
     assert not home.exists()
 
 

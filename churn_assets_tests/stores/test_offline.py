@@ -149,14 +149,14 @@ def test_bytes_depend_neither_on_threads_nor_on_what_is_made_together(
     materialize(other, "ingest", "2025-01-01", "2025-05-01")
     job = build_definitions(other).resolve_job_def("features")
     for group in reversed(GROUPS):
-        for cutoff in ("2025-06-01", "2025-04-01", "2025-05-01"):
+        for cutoff in ("2025-06-01", "2025-04-01"):
             asset = dg.AssetKey(group.name)
             tags = {RANGE_START: cutoff, RANGE_END: cutoff}
             job.execute_in_process(asset_selection=[asset], tags=tags)
     made = contents(other.home)
     wanted = contents(settings.home)
     assert made.items() <= wanted.items()
-    assert sum("features/cutoff=" in name for name in made) == 3 * len(GROUPS)
+    assert sum("features/cutoff=" in name for name in made) == 2 * len(GROUPS)
 
 
 def shop_settings(folder: Path) -> Settings:
@@ -240,11 +240,12 @@ def test_concurrent_backfills_of_other_cutoffs_lose_nothing(
     assert contents(shared.home) == contents(alone.home)
 
 
-def test_running_again_gives_equal_bytes(tmp_path: Path) -> None:
-    settings = shop_settings(tmp_path)
+def test_running_again_gives_equal_bytes(ingested: Settings, tmp_path: Path) -> None:
+    settings = copy_of(ingested, tmp_path)
     before = None
-    for _ in range(2):
-        materialize(settings, "ingest", "2025-01-01", "2025-05-01")
+    for run in range(2):
+        if run:
+            materialize(settings, "ingest", "2025-01-01", "2025-05-01")
         materialize(settings, "features", "2025-04-01", "2025-06-01")
         materialize(settings, "training_data", "2025-04-01", "2025-05-01")
         after = contents(settings.home)
