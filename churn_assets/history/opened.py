@@ -247,7 +247,8 @@ def open_table(
             for name, file in seen.items()
             if file.meets(window) or any(map(file.has_untimed_of, keys)) or file.is_unplaced
         }
-    wanted |= set(list(seen)[:1])
+    # Of a slice without rows one file says what the columns are.
+    wanted = wanted or set(list(seen)[:1])
     table = source.read(connection, raw, begin, end, wanted)
     if table is None:
         return None

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from churn_assets.cutoffs import Cadence, Calendar
+from churn_assets.cutoffs import Calendar
 from churn_assets.history import opened as opening
 from churn_assets.history import validation
 from churn_assets.history.deliveries import Delivery
@@ -27,7 +27,9 @@ from churn_assets.history.quarantine import QUARANTINED_ROWS
 from churn_assets.history.ways import Refused
 from churn_assets.sources import files as files_of_source
 from churn_assets.sources.files import Files
+from churn_assets.sources.input_files import InputFile
 from churn_assets.sources.manifest import look, read_manifest, record
+from churn_assets.sources.reading import FileRows
 from churn_assets.sources.tables import EVENTS
 from churn_assets_tests.conftest import Row, query, utc_connection
 
@@ -42,10 +44,11 @@ def just_before(instant: dt.datetime) -> dt.datetime:
     return instant - dt.timedelta(milliseconds=1)
 
 
-INSTANTS = st.datetimes(dt.datetime(2024, 1, 1), dt.datetime(2024, 5, 1)).map(
-    lambda instant: instant.replace(microsecond=instant.microsecond // 1000 * 1000)
+# As files have them: without a zone.
+INSTANTS = st.integers(0, 120 * 86_400_000).map(
+    lambda ms: dt.datetime.fromisoformat("2024-01-01") + dt.timedelta(milliseconds=ms)
 )
-EDGES = st.sampled_from([dt.datetime(2024, month, 1) for month in (2, 3, 4)])
+EDGES = st.sampled_from(["2024-02-01", "2024-03-01", "2024-04-01"]).map(dt.datetime.fromisoformat)
 ROWS = st.lists(
     st.fixed_dictionaries(
         {
@@ -144,10 +147,113 @@ def test_slices_read_by_themselves_equal_a_reading_of_all(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(opening, "ROWS_AT_ONCE", rows_at_once)
         patch.setattr(opening.OpenedTable, "require_times", lambda self: None)
-        patch.setattr(validation.OpenedTable, "require_times", lambda self: None)
         expected = at_once(folder)
         found: dict[str, list[Row]] = {}
         for key in order:
             found |= of_slices(home, folder, [key])
         assert {key: found[key] for key in KEYS} == expected
         assert of_slices(home, folder, KEYS) == expected
+
+
+@pytest.fixture
+def opened_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are read, as they are."""
+    names: list[str] = []
+    read = files_of_source.read_files
+
+    def spy(connection: Any, files: Sequence[InputFile], name: str) -> FileRows:
+        names.extend(file.name for file in files)
+        return read(connection, files, name)
+
+    monkeypatch.setattr(files_of_source, "read_files", spy)
+    return names
+
+
+def deliver(folder: Path, name: str, times: Sequence[str], amount: str = "1") -> None:
+    lines = [f"e{time},c1,{time},purchase,{amount}" for time in times]
+    header = "event_id,customer_id,event_timestamp,event_type,amount"
+    (folder / name).write_text("\n".join([header, *lines]) + "\n")
+
+
+def test_a_slice_reads_its_own_files_alone(tmp_path: Path, opened_files: list[str]) -> None:
+    for month in (1, 2, 3):
+        deliver(tmp_path, f"events-{month}.csv", [f"2024-0{month}-15 10:00:00"])
+    home = tmp_path / "home"
+    of_slices(home, tmp_path, [KEYS[0]])
+    assert opened_files == ["events-1.csv", "events-2.csv", "events-3.csv"]  # once, to know them
+    opened_files.clear()
+    (row,) = of_slices(home, tmp_path, [KEYS[1]])[KEYS[1]]
+    assert row["event_timestamp"].month == 2
+    # What is later is looked at too, where a slice may be the newest: rows may be pending.
+    assert opened_files == ["events-2.csv", "events-3.csv"]
+    opened_files.clear()
+    deliver(tmp_path, "events-2.csv", ["2024-02-15 10:00:00", "2024-02-16 10:00:00"])
+    assert len(of_slices(home, tmp_path, [KEYS[1]])[KEYS[1]]) == 2
+    assert "events-1.csv" not in opened_files
+
+
+def test_a_file_that_is_not_read_still_says_how_columns_are_written(tmp_path: Path) -> None:
+    """Only January tells that days are first: without it March is read as another day."""
+    deliver(tmp_path, "events-1.csv", ["25/01/2024 10:00"])
+    deliver(tmp_path, "events-3.csv", ["03/04/2024 10:00"])
+    home = tmp_path / "home"
+    of_slices(home, tmp_path, KEYS)
+    (row,) = of_slices(home, tmp_path, [KEYS[3]])[KEYS[3]]
+    assert (row["event_timestamp"].month, row["event_timestamp"].day) == (4, 3)
+    # And a new file that contradicts it is refused, though the others are not read for its slice.
+    deliver(tmp_path, "events-4.csv", ["04/13/2024 10:00"])
+    with pytest.raises(Refused, match="written in two ways"):
+        of_slices(home, tmp_path, [KEYS[3]])
+
+
+def test_a_file_that_tells_more_than_before_has_all_files_read_again(
+    tmp_path: Path, opened_files: list[str]
+) -> None:
+    """Days were first while nothing told another order."""
+    deliver(tmp_path, "events-1.csv", ["03/03/2024 10:00"])
+    home = tmp_path / "home"
+    of_slices(home, tmp_path, KEYS)
+    opened_files.clear()
+    deliver(tmp_path, "events-4.csv", ["04/15/2024 10:00"])
+    assert len(of_slices(home, tmp_path, [KEYS[3]])[KEYS[3]]) == 1
+    assert opened_files == ["events-4.csv", "events-1.csv", "events-4.csv"]
+
+
+def test_columns_of_two_types_are_read_together(tmp_path: Path, opened_files: list[str]) -> None:
+    deliver(tmp_path, "events-1.csv", ["2024-01-15 10:00:00"])
+    rows = [{"event_id": "a", "customer_id": "c1", "event_type": "purchase", "amount": "2"}]
+    write(tmp_path / "events-2", [row | {"event_timestamp": "2024-02-15"} for row in rows], "us")
+    home = tmp_path / "home"
+    found = of_slices(home, tmp_path, KEYS)
+    opened_files.clear()
+    assert of_slices(home, tmp_path, [KEYS[1]])[KEYS[1]] == found[KEYS[1]]
+    assert {"events-1.csv", "events-2.parquet"} <= set(opened_files)
+
+
+def test_rows_without_a_time_stay_with_the_run_that_first_read_them(tmp_path: Path) -> None:
+    """The newest slice of the run, without CHURN_END; whatever is read later, and again."""
+    open_ended = Calendar(START, None)
+    home = tmp_path / "home"
+    deliver(tmp_path, "events-1.csv", ["2024-01-15 10:00:00", "2024-02-15 10:00:00", "never"])
+
+    def untimed(*keys: str) -> dict[str, int]:
+        found = of_slices(home, tmp_path, keys, open_ended)
+        return {key: sum("reason" in row for row in rows) for key, rows in found.items()}
+
+    assert untimed(*KEYS[:2]) == {KEYS[0]: 0, KEYS[1]: 1}
+    assert untimed(KEYS[2]) == {KEYS[2]: 0}
+    assert untimed(KEYS[1]) == {KEYS[1]: 1}
+    assert untimed(KEYS[0]) == {KEYS[0]: 0}
+    deliver(tmp_path, "events-2.csv", ["2024-01-15 11:00:00", "never"])
+    assert untimed(KEYS[0]) == {KEYS[0]: 1}
+    assert untimed(*KEYS) == {KEYS[0]: 1, KEYS[1]: 1, KEYS[2]: 0, KEYS[3]: 0}
+
+
+def test_a_manifest_that_is_lost_is_made_again(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    deliver(tmp_path, "events-1.csv", ["2024-01-15 10:00:00", "2024-02-15 10:00:00"])
+    before = of_slices(home, tmp_path, KEYS)
+    kept = read_manifest(home)
+    (home / "input_manifest.json").write_text("{")
+    assert of_slices(home, tmp_path, KEYS) == before
+    assert read_manifest(home) == kept
