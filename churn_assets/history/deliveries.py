@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from churn_assets.cutoffs import DAY_US, epoch_us
+from churn_assets.sources.input_files import file_name
 from churn_assets.sources.manifest import Seen
 from churn_assets.sources.tables import RawTable
 from churn_assets.stores.pages import markdown
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
 
 # Days up to which rows are counted together as so late.
 LATENESS = (1, 3, 7, 30, 90)
+
+
+# Joins `parsed` rows with what was seen of the part of the file that they are from.
+SEEN = (
+    "ASOF LEFT JOIN files_seen ON parsed.file = files_seen.file "
+    "AND parsed.line >= files_seen.first_line"
+)
 
 
 @dataclass(frozen=True)
@@ -107,9 +115,9 @@ def settle_known(
             SELECT row_id, {raw.timestamp}, known_at, is_given, first_read, was_known,
                 coalesce(CASE WHEN alike THEN seen_us ELSE first_seen_us END,
                     {epoch_us(delivery.read_at)}) AS seen
-            FROM (SELECT *, rowid AS row_id FROM parsed_rows WHERE reason IS NULL)
+            FROM (SELECT *, rowid AS row_id FROM parsed_rows WHERE reason IS NULL) AS parsed
             JOIN (VALUES {slices}) AS slices (slice, first_read, alike) USING (slice)
-            LEFT JOIN files_seen USING (file)
+            {SEEN}
             LEFT JOIN matched USING (row_id)
         )"""
     )
@@ -153,13 +161,20 @@ def _equal(names: Iterable[str]) -> str:
 
 
 def files_seen(connection: "DuckDBPyConnection", seen: Seen) -> None:
-    """Make the temporary table `files_seen`: when each file was seen, first and as it is now."""
+    """Make the temporary table `files_seen`: when each file was seen, first and as it is now.
+
+    A file that is read in parts has a row for each, with its first line.
+    """
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE files_seen "
-        "(file VARCHAR, seen_us BIGINT, first_seen_us BIGINT)"
+        "(file VARCHAR, first_line BIGINT, seen_us BIGINT, first_seen_us BIGINT)"
     )
     if seen:
-        rows = ", ".join(f"('{quoted(n)}', {f.seen}, {f.first_seen})" for n, f in seen.items())
+        rows = ", ".join(
+            f"('{quoted(file_name(key))}', {file.part.line if file.begin and file.part else 0}, "
+            f"{file.seen}, {file.first_seen})"
+            for key, file in seen.items()
+        )
         connection.execute(f"INSERT INTO files_seen VALUES {rows}")
 
 

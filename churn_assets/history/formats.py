@@ -13,7 +13,7 @@ from churn_assets.history.numbers import NumberFormat, number_format, number_way
 from churn_assets.history.times import TimeFormat, time_format, time_way
 from churn_assets.history.values import as_text
 from churn_assets.history.ways import Refused, Way
-from churn_assets.sources.input_files import WITH_DECIMAL_POINT
+from churn_assets.sources.input_files import WITH_DECIMAL_POINT, file_name
 from churn_assets.sources.source import SourceTable
 from churn_assets.sources.tables import DECIMAL, TIMESTAMPTZ, RawTable
 
@@ -46,7 +46,7 @@ def is_typed(dtype: str) -> bool:
     return dtype.startswith(("TIMESTAMP", "DATE"))
 
 
-# Of each column, the ways in which a file writes it: name, first value, line.
+# Of each column, the ways in which a part of a file writes it: name, first value, line.
 Ways = Mapping[str, Sequence[tuple[str, str, int]]]
 
 
@@ -75,7 +75,7 @@ def column_types(connection: "DuckDBPyConnection", source: SourceTable) -> dict[
 def way_queries(raw: RawTable, source: SourceTable, dtypes: Mapping[str, str]) -> dict[str, str]:
     """SQL for the ways in which columns are written, of those that do not say it by their type.
 
-    Rows: file, way, the first value that is written so, its line.
+    Rows: the part of a file, way, the first value that is written so, its line.
     """
     with_point = f"regexp_matches(lower(file), '{WITH_DECIMAL_POINT}')"
     queries: dict[str, str] = {}
@@ -89,15 +89,15 @@ def way_queries(raw: RawTable, source: SourceTable, dtypes: Mapping[str, str]) -
             way = number_way("text", with_point)
         else:
             continue
-        queries[name] = f"""SELECT file, way, found.text, found.line
-            FROM (SELECT file, way, min({{'line': line, 'text': text}}) AS found
-                FROM (SELECT text, file, line, {way} AS way
-                    FROM (SELECT {as_text("given", dtype, name)} AS text, file, line
-                        FROM (SELECT ({source.columns[name]}) AS given,
+        queries[name] = f"""SELECT part, way, found.text, found.line
+            FROM (SELECT part, way, min({{'line': line, 'text': text}}) AS found
+                FROM (SELECT text, file, part, line, {way} AS way
+                    FROM (SELECT {as_text("given", dtype, name)} AS text, file, part, line
+                        FROM (SELECT ({source.columns[name]}) AS given, {source.part} AS part,
                                 {source.file} AS file, {source.line} AS line
                             FROM {{relation}} AS source_rows))
                     WHERE text IS NOT NULL)
-                GROUP BY file, way) ORDER BY file, found"""
+                GROUP BY part, way) ORDER BY part, found"""
     return queries
 
 
@@ -107,12 +107,12 @@ def find_ways(
     source: SourceTable,
     dtypes: Mapping[str, str],
 ) -> dict[str, Ways]:
-    """In which ways each file of a source writes each column, by the name of the file."""
+    """In which ways each file of a source, or part of one, writes each column, by its key."""
     found: dict[str, dict[str, list[tuple[str, str, int]]]] = {}
     for name, sql in way_queries(raw, source, dtypes).items():
         rows = connection.execute(sql.replace("{relation}", source.relation)).fetchall()
-        for file, way, text, line in rows:
-            found.setdefault(file, {}).setdefault(name, []).append((way, text, line))
+        for part, way, text, line in rows:
+            found.setdefault(part, {}).setdefault(name, []).append((way, text, line))
     return dict(found)
 
 
@@ -128,9 +128,13 @@ def formats_of(raw: RawTable, dtypes: Mapping[str, str], ways: Mapping[str, Ways
     for column in raw.columns:
         name, dtype = column.name, dtypes.get(column.name, "")
         first: dict[str, Way] = {}
-        for file in sorted(ways):
-            for way, text, line in ways[file].get(name, ()):
-                first.setdefault(way, Way(way, text, f"{file}:{line}" if file else f"row {line}"))
+        found = [
+            (file_name(part), line, way, text)
+            for part in ways
+            for way, text, line in ways[part].get(name, ())
+        ]
+        for file, line, way, text in sorted(found):
+            first.setdefault(way, Way(way, text, f"{file}:{line}" if file else f"row {line}"))
         try:
             if column.dtype in TIMES and dtype and not is_typed(dtype):
                 times[name] = TimeFormat()

@@ -22,8 +22,9 @@ from churn_assets.history.formats import (
     way_queries,
 )
 from churn_assets.history.parsing import timed_query, times_query
-from churn_assets.sources.manifest import Contents, Seen, SeenFile
-from churn_assets.sources.source import Source, SourceTable, Window
+from churn_assets.sources.input_files import InputFile, Part, file_name
+from churn_assets.sources.manifest import Contents, Seen, SeenFile, as_files, as_whole, split
+from churn_assets.sources.source import Incomplete, NoContinuation, Source, SourceTable, Window
 from churn_assets.sources.tables import TIMESTAMPTZ, RawTable
 from churn_assets.stores.sql import quoted
 from churn_assets.stores.tables import sql_version
@@ -101,14 +102,21 @@ class OpenedTable:
     @property
     def slice_of_untimed(self) -> str:
         """SQL for the slice of a row without a usable time."""
-        by_slice: dict[str, list[str]] = {}
-        for name, file in self.seen.items():
-            if file.contents and file.contents.untimed and file.untimed_slice:
-                by_slice.setdefault(file.untimed_slice, []).append(f"'{quoted(name)}'")
-        cases = "".join(
-            f"WHEN file IN ({', '.join(names)}) THEN DATE '{key}' "
-            for key, names in by_slice.items()
-        )
+        whole: dict[str, list[str]] = {}
+        cases = ""
+        for key, file in self.seen.items():
+            if not file.contents or not file.contents.untimed or not file.untimed_slice:
+                continue
+            name = quoted(file_name(key))
+            if file.part is None or file.part.size == file.size:
+                whole.setdefault(file.untimed_slice, []).append(f"'{name}'")
+                continue
+            lines = f"line >= {file.part.line}"
+            if file.part.next_line:
+                lines += f" AND line < {file.part.next_line}"
+            cases += f"WHEN file = '{name}' AND {lines} THEN DATE '{file.untimed_slice}' "
+        for key, names in whole.items():
+            cases += f"WHEN file IN ({', '.join(names)}) THEN DATE '{key}' "
         others = f"DATE '{self.untimed_slice}'"
         return f"CASE {cases}ELSE {others} END" if cases else others
 
@@ -212,6 +220,7 @@ def open_table(
     connection: "DuckDBPyConnection",
     source: Source,
     raw: RawTable,
+    files: Sequence[InputFile],
     seen: Seen,
     calendar: Calendar,
     keys: Sequence[str],
@@ -225,7 +234,8 @@ def open_table(
         connection: Keeps the rows of text files.
         source: What has the table.
         raw: The table.
-        seen: Its files.
+        files: Its files.
+        seen: What is known of them.
         calendar: Places rows in slices.
         keys: The slices; none where only the contents of files are of interest.
 
@@ -238,26 +248,45 @@ def open_table(
         ValueError: A required column is not there.
     """
     begin = end = midnight(calendar.start)
-    wanted = {name for name, file in seen.items() if file.contents is None}
     if keys:
         begin, end = calendar.slice_window(keys[0])[0], calendar.slice_window(keys[-1])[1]
+    wanted = _wanted(seen, calendar, keys)
+
+    def read(only: Seen) -> SourceTable | None:
+        return source.read(connection, raw, begin, end, as_files(files, only) if seen else None)
+
+    try:
+        table = read(wanted)
+        if table is not None and table.is_by_file and len(wanted) < len(seen):
+            if opened := _open_some(connection, raw, table, split(seen, _parts(table), files)):
+                return opened
+            table = read(seen)
+    except Incomplete:
+        table = read(seen)
+    except NoContinuation as file:
+        whole = as_whole(seen, str(file))
+        return open_table(connection, source, raw, files, whole, calendar, keys)
+    if table is None:
+        return None
+    return open_whole(connection, raw, table, split(seen, _parts(table), files))
+
+
+def _wanted(seen: Seen, calendar: Calendar, keys: Sequence[str]) -> Seen:
+    """The files that are needed for slices, for what is later, and to know what is in them."""
+    wanted = {name: file for name, file in seen.items() if file.contents is None}
+    if keys:
         window = replace(window_of(calendar, keys), end=None)
         wanted |= {
-            name
+            name: file
             for name, file in seen.items()
             if file.meets(window) or any(map(file.has_untimed_of, keys)) or file.is_unplaced
         }
     # Of a slice without rows one file says what the columns are.
-    wanted = wanted or set(list(seen)[:1])
-    table = source.read(connection, raw, begin, end, wanted)
-    if table is None:
-        return None
-    if table.is_by_file and len(wanted) < len(seen):
-        if opened := _open_some(connection, raw, table, seen):
-            return opened
-        table = source.read(connection, raw, begin, end)
-        assert table is not None
-    return open_whole(connection, raw, table, seen)
+    return wanted or dict(list(seen.items())[:1])
+
+
+def _parts(table: SourceTable) -> Mapping[str, Sequence[Part]]:
+    return table.rows.parts if table.rows is not None else {}
 
 
 def open_whole(
@@ -295,7 +324,7 @@ def _open_some(
         rows = source.relation
         if source.rows is not None:
             rows = source.rows.within(set(unknown), "", None)
-        new = replace(source, relation=f"(SELECT * FROM {rows} WHERE _file IN ({names}))")
+        new = replace(source, relation=f"(SELECT * FROM {rows} WHERE {source.part} IN ({names}))")
     own = {name: dtypes[name] for name in source.columns}
     ways = find_ways(connection, raw, new, own) if unknown else {}
     formats = formats_of(raw, dtypes, {n: c.ways for n, c in known.items()} | ways)

@@ -239,7 +239,7 @@ def values_query(raw: RawTable, source: SourceTable, formats: Formats) -> str:
 
 
 def times_query(raw: RawTable, source: SourceTable, formats: Formats) -> str:
-    """Of each file of a source: how many rows, how many with a usable time, the first and the last.
+    """Of each part of a source's files: its rows, those with a usable time, the first, the last.
 
     Behind them the first row without a usable time.
 
@@ -251,15 +251,15 @@ def times_query(raw: RawTable, source: SourceTable, formats: Formats) -> str:
     text = as_text("given", formats.dtypes[raw.timestamp], raw.timestamp)
     shown = f"coalesce({text}, 'missing') || ' (' || {place()} || ')'"
     return f"""
-        SELECT file, count(*), count(instant), epoch_us(min(instant)), epoch_us(max(instant)),
+        SELECT part, count(*), count(instant), epoch_us(min(instant)), epoch_us(max(instant)),
             arg_min(CASE WHEN instant IS NULL THEN {shown} END, line)
                 FILTER (WHERE instant IS NULL)
         FROM (SELECT *, {_instant(raw, formats, "given", "text")} AS instant
             FROM (SELECT *, {text} AS text
-                FROM (SELECT ({source.columns[raw.timestamp]}) AS given,
+                FROM (SELECT ({source.columns[raw.timestamp]}) AS given, {source.part} AS part,
                         {source.file} AS file, {source.line} AS line
                     FROM {source.relation} AS source_rows)))
-        GROUP BY file ORDER BY file
+        GROUP BY part ORDER BY part
     """
 
 

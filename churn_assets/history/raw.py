@@ -102,8 +102,9 @@ def assets(
                     ingested[name] = stored_rows(store, raw_table, keys)
                     continue
                 read_at = now()
-                seen = look(store.home, name, source.input_files(raw_table), read_at)
-                opened = open_table(connection, source, raw_table, seen, calendar, keys)
+                files = source.input_files(raw_table)
+                seen = look(store.home, name, files, read_at)
+                opened = open_table(connection, source, raw_table, files, seen, calendar, keys)
                 if opened is None:
                     context.log.info(f"{raw_table.table.name}: the source has no such table")
                     nothing = dict.fromkeys(keys, raw_table.table.empty())

@@ -15,6 +15,7 @@ from churn_assets.history.deliveries import Delivery, EarlierReading
 from churn_assets.history.opened import OpenedTable, open_table, window_of
 from churn_assets.history.quarantine import QUARANTINED_ROWS
 from churn_assets.history.ways import Refused
+from churn_assets.sources.input_files import file_name
 from churn_assets.sources.manifest import files_digest, look, read_manifest, record
 from churn_assets.sources.source import Source, SourceTable
 from churn_assets.sources.tables import RAW_TABLES, RawTable
@@ -54,16 +55,17 @@ def earlier_readings(
 def untimed_before(
     store: OfflineStore, connection: "DuckDBPyConnection", opened: OpenedTable
 ) -> dict[str, str]:
-    """The slices in whose quarantine rows without a usable time are, of unplaced files, by name."""
+    """The slices in whose quarantine rows without a usable time are, by unplaced file or part."""
     if not opened.unplaced:
         return {}
-    names = ", ".join(f"'{quoted(name)}'" for name in opened.unplaced)
+    names = ", ".join(f"'{quoted(file_name(key))}'" for key in opened.unplaced)
     found = connection.execute(
         f"""SELECT file, CAST(max(slice) AS VARCHAR) FROM {store.unchecked(QUARANTINED_ROWS).sql}
         WHERE source = '{opened.raw.source_name}' AND file IN ({names})
             AND reason IN ('missing_timestamp', 'unparseable_timestamp') GROUP BY file"""
     )
-    return dict(found.fetchall())
+    slices = dict(found.fetchall())
+    return {key: slices[file_name(key)] for key in opened.unplaced if file_name(key) in slices}
 
 
 def noted(delivery: Delivery, source: SourceTable, calendar: Calendar, key: str) -> dict[str, str]:
@@ -93,10 +95,11 @@ def notice_deliveries(
         return
     for raw_table in RAW_TABLES:
         try:
-            seen = look(store.home, raw_table.source_name, source.input_files(raw_table), now)
+            files = source.input_files(raw_table)
+            seen = look(store.home, raw_table.source_name, files, now)
             if any(file.contents is None for file in seen.values()):
                 with store.connect() as connection, suppress(Refused):
-                    opened = open_table(connection, source, raw_table, seen, calendar, ())
+                    opened = open_table(connection, source, raw_table, files, seen, calendar, ())
                     seen = opened.seen if opened else seen
         except (OSError, ValueError) as error:
             # The ingestion meets it too, and says so where people look.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from churn_assets.cutoffs import Calendar
 from churn_assets.history.deliveries import (
+    SEEN,
     Delivery,
     files_seen,
     find_withdrawn,
@@ -178,11 +179,11 @@ def _generate_ids(connection: "DuckDBPyConnection", raw: RawTable) -> None:
     connection.execute(
         f"""UPDATE parsed_rows SET {raw.generated_id} = generated.id FROM (
             SELECT row_id, content || '-' || row_number() OVER (
-                PARTITION BY content ORDER BY seen_us, file, line, row_id) AS id
+                PARTITION BY content ORDER BY seen_us, parsed.file, line, row_id) AS id
             FROM (SELECT rowid AS row_id, file, line,
                     md5(CAST(row({content}) AS VARCHAR)) AS content
-                FROM parsed_rows WHERE reason IS NULL AND {raw.generated_id} IS NULL)
-            LEFT JOIN files_seen USING (file)
+                FROM parsed_rows WHERE reason IS NULL AND {raw.generated_id} IS NULL) AS parsed
+            {SEEN}
         ) AS generated WHERE parsed_rows.rowid = generated.row_id"""
     )
 

@@ -9,10 +9,10 @@ end of a row where that is the habit of the file (`Dialect.short`).
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from itertools import islice, zip_longest
-from typing import IO
+from typing import IO, Any
 
 from churn_assets.sources.rows import MOST_KEPT, Block, Lines, Unreadable, unique_names
 from churn_assets.sources.text import UNDECODABLE
@@ -55,6 +55,19 @@ class Dialect:
 
     def reader(self, lines: Iterator[str]) -> "csv._reader":  # type: ignore[name-defined]
         return _reader(lines, self.delimiter, self.quote, self.escape)
+
+
+def as_json(dialect: Dialect) -> dict[str, Any]:
+    """A dialect in the types of JSON."""
+    return asdict(dialect) | {"header": list(dialect.header), "short": sorted(dialect.short)}
+
+
+def as_dialect(kept: Mapping[str, Any] | None) -> Dialect | None:
+    """The dialect of `as_json`."""
+    if kept is None:
+        return None
+    sets = {"header": tuple(kept["header"]), "short": frozenset(kept["short"])}
+    return Dialect(**{**kept, **sets})
 
 
 def _reader(lines: Iterator[str], delimiter: str, quote: str, escape: str) -> "csv._reader":  # type: ignore[name-defined]
@@ -156,14 +169,26 @@ def _evidence(
     return rows, refused, first
 
 
-def csv_blocks(text: IO[str], dialect: Dialect) -> Iterator[Block]:
-    """The rows below the header, some at a time; the first block has the columns alone."""
+def csv_blocks(
+    text: IO[str], dialect: Dialect, line: int = 1, encoding: str | None = None
+) -> Iterator[Block]:
+    """The rows below the header, some at a time; the first block has the columns alone.
+
+    Args:
+        text: The file, or what it has from a row on.
+        dialect: How it is written.
+        line: The number of its first line; from the second on there is no header.
+        encoding: That of the text, where bytes are to be counted.
+    """
     yield Block(dict.fromkeys(dialect.header, ()), ())
-    lines = Lines(text)
-    lines.peek(dialect.header_lines)
-    lines.go_on(dialect.header_lines)
+    lines = Lines(text, line, encoding)
+    if line == 1:
+        lines.peek(dialect.header_lines)
+        lines.go_on(dialect.header_lines)
     while lines.peek(1):
-        yield _block(lines, dialect)
+        block = _block(lines, dialect)
+        block.end, block.next_line = lines.end, lines.number
+        yield block
 
 
 def _block(lines: Lines, dialect: Dialect) -> Block:

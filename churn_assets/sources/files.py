@@ -6,16 +6,16 @@ type of a column. Files of a table are read in the order of their names.
 """
 
 import datetime as dt
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from churn_assets.sources.input_files import InputFile, Unread, input_files, named_after
+from churn_assets.sources.input_files import InputFile, Unread, in_parts, input_files, named_after
 from churn_assets.sources.presets import preset_for
 from churn_assets.sources.queries import QueryError, SourceQuery
 from churn_assets.sources.reading import columns_of, own_columns, read_files
-from churn_assets.sources.source import SourceTable, missing_columns, require_columns
+from churn_assets.sources.source import Incomplete, SourceTable, missing_columns, require_columns
 from churn_assets.sources.tables import RAW_TABLES, RawTable
 from churn_assets.sources.text import UnreadableInput
 from churn_assets.stores.sql import identifier
@@ -53,7 +53,7 @@ class Files:
         table: RawTable,
         begin: dt.datetime,
         end: dt.datetime,
-        only: Collection[str] | None = None,
+        only: Sequence[InputFile] | None = None,
     ) -> SourceTable | None:
         found = self.files(table)
         unread = tuple(found.unread)
@@ -74,12 +74,12 @@ class Files:
                 f"{table.source_name}*.parquet, *.csv, *.jsonl or *.xlsx is needed"
                 f"{_seen(unread)}. {_advice(found, 'Put them there or set CHURN_INPUT_DIR.')}"
             )
-        files = [file for file in found.files if only is None or file.name in only]
+        files = found.files if only is None else only
         rows = read_files(connection, files, f"{table.source_name}_text")
         columns = own_columns(connection, rows.sql)
         missing = missing_columns(table.required_columns, columns)
-        if missing and len(files) < len(found.files):  # others may have them
-            return self.read(connection, table, begin, end)
+        if missing and {f.name for f in files} < {f.name for f in found.files}:
+            raise Incomplete  # others may have them
         if missing:  # advice reads every file
             advice = _advice(
                 found, "Rename the column in the files, or write a query: docs/own-data.md."
@@ -96,7 +96,10 @@ class Files:
         )
 
     def input_files(self, table: RawTable) -> Sequence[InputFile]:
-        return self.files(table).files
+        found = self.files(table)
+        if found.query:
+            return found.files
+        return [in_parts(file) for file in found.files]
 
     def files(self, table: RawTable) -> TableFiles:
         """The files of a table.

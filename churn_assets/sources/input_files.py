@@ -8,8 +8,9 @@ A file belongs to the table that it is named after, in any case: `events.csv`, `
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 FORMATS = {
     "parquet": (".parquet", ".pq"),
@@ -25,8 +26,41 @@ WITH_DECIMAL_POINT = (
     + "|".join(ending[1:] for name in ("json", "workbook") for ending in FORMATS[name])
     + ")([.](gz|zst|bz2|zip))?$"
 )
+# Bytes of text from which on a part of a file is not joined with what follows it.
+PART_BYTES = 16 * 2**20
 # What a writer leaves beside its files: `_SUCCESS`, `.part-0.crc`, `.DS_Store`.
 MARKERS = ("_", ".")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Successive rows of a text file.
+
+    Args:
+        begin: The byte at which its first row begins.
+        size: Its bytes.
+        line: The number of its first line.
+        encoding: The encoding of the file; None where that is to be found out.
+        dialect: How a CSV file is written, as JSON; None where that is to be found out.
+        next_line: The number of the line after it; 0 where it is not known.
+    """
+
+    begin: int
+    size: int
+    line: int = 1
+    next_line: int = 0
+    encoding: str | None = None
+    dialect: Mapping[str, Any] | None = None
+
+
+def part_key(name: str, begin: int) -> str:
+    """What tells a part from others: the name of its file, and of later ones where they begin."""
+    return f"{name}//{begin}" if begin else name
+
+
+def file_name(key: str) -> str:
+    """The name of the file that a part is of; no path within a folder has two slashes."""
+    return key.partition("//")[0]
 
 
 @dataclass(frozen=True)
@@ -39,6 +73,7 @@ class InputFile:
         format: A key of FORMATS.
         compression: A suffix of COMPRESSIONS, or "".
         folders: The values of folders like `dt=2025-02-03`, by column.
+        part: Which part of the file is meant; None for all of it.
     """
 
     path: Path
@@ -46,6 +81,19 @@ class InputFile:
     format: str
     compression: str = ""
     folders: Mapping[str, str] = field(default_factory=dict)
+    part: Part | None = None
+
+    @property
+    def key(self) -> str:
+        """The name of the file or, where only a later part of it is meant, of that part."""
+        return part_key(self.name, self.part.begin if self.part else 0)
+
+
+def in_parts(file: InputFile) -> InputFile:
+    """A file to be read in parts, where that can be: as one, until it is known where they begin."""
+    if file.format not in ("csv", "json") or file.compression:
+        return file
+    return replace(file, part=Part(0, file.path.stat().st_size))
 
 
 @dataclass(frozen=True)

@@ -17,27 +17,36 @@ DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str)
 BETWEEN = re.compile(r"[\s,]*")
 
 
-def json_blocks(text: IO[str]) -> Iterator[Block]:
-    """The rows of a file, some at a time."""
-    lines = Lines(text)
+def json_blocks(text: IO[str], line: int = 1, encoding: str | None = None) -> Iterator[Block]:
+    """The rows of a file, some at a time.
+
+    Args:
+        text: The file, or what it has from a line on.
+        line: The number of its first line.
+        encoding: That of the text, where bytes are to be counted; those of an array are not.
+    """
+    lines = Lines(text, line, encoding)
     while (head := lines.peek(1)) and not head[0].strip():
         lines.go_on(1)
     if head and head[0].lstrip().startswith("["):
         yield from _blocks(_of_array("".join(lines.peek(2**62)), lines.number))
-    else:
-        yield from _blocks(_of_lines(lines))
-
-
-def _of_lines(lines: Lines) -> Iterator[tuple[int, str, Any]]:
-    """Line number, text and value of each line; an exception where it has none."""
+        return
     while ahead := lines.peek(ROWS_PER_BLOCK):
-        for number, line in enumerate(ahead, lines.number):
-            if line.strip():
-                try:
-                    yield number, line, DECODER.decode(line.strip())
-                except ValueError as error:
-                    yield number, line, error
+        blocks = list(_blocks(_of_lines(ahead, lines.number)))
         lines.go_on(len(ahead))
+        if blocks:
+            blocks[-1].end, blocks[-1].next_line = lines.end, lines.number
+        yield from blocks
+
+
+def _of_lines(lines: list[str], first: int) -> Iterator[tuple[int, str, Any]]:
+    """Line number, text and value of each line; an exception where it has none."""
+    for number, line in enumerate(lines, first):
+        if line.strip():
+            try:
+                yield number, line, DECODER.decode(line.strip())
+            except ValueError as error:
+                yield number, line, error
 
 
 def _of_array(text: str, number: int) -> Iterator[tuple[int, str, Any]]:

@@ -1,6 +1,7 @@
 """The input manifest: which files of the source were seen, when each first was, and what they span.
 
-`CHURN_HOME/input_manifest.json` keeps, for each source table and file, its size, time and digest,
+`CHURN_HOME/input_manifest.json` keeps, for each source table and file, and for each part of a text
+file that grows, its size, time and digest,
 the moment at which this content was first seen, the one at which anything was first seen under its
 name, and what a reading has found in it: the times that its rows span, how its columns are written.
 A file whose size and time are as before is not opened to find that out. What was read into which
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from churn_assets.cutoffs import epoch_us
-from churn_assets.sources.input_files import InputFile
+from churn_assets.sources import input_files
+from churn_assets.sources.input_files import InputFile, Part, file_name, part_key
 from churn_assets.sources.source import Window
-from churn_assets.stores.digests import file_digest, text_digest
+from churn_assets.stores.digests import file_digest, range_digest, text_digest
 from churn_assets.stores.staging import write_text
 
 MANIFEST = "input_manifest.json"
@@ -51,16 +53,17 @@ class Contents:
 
 @dataclass(frozen=True)
 class SeenFile:
-    """What is known of a file; instants are microseconds since 1970.
+    """What is known of a file, or of a part of one; instants are microseconds since 1970.
 
     Args:
-        size: In bytes.
+        size: Bytes of the file.
         modified_ns: When it was written, as the file system says.
-        digest: SHA-256 of its content.
+        digest: SHA-256 of its content, or of that of the part.
         first_seen: When a file of its name was first seen.
         seen: When this content was.
         contents: What is in it; None where nobody knows without the other files.
         untimed_slice: Which slice's quarantine has its rows without a usable time.
+        part: Which part of the file this is; None of a file that is read as a whole.
     """
 
     size: int
@@ -70,6 +73,11 @@ class SeenFile:
     seen: int
     contents: Contents | None = None
     untimed_slice: str | None = None
+    part: Part | None = None
+
+    @property
+    def begin(self) -> int:
+        return self.part.begin if self.part else 0
 
     def meets(self, window: Window) -> bool:
         """Whether it may have rows of a window of times."""
@@ -91,7 +99,7 @@ class SeenFile:
         return self.contents is None or (self.contents.untimed > 0 and self.untimed_slice == key)
 
 
-# By the name of a file.
+# By `input_files.part_key`: the name of a file, or a part of it.
 Seen = Mapping[str, SeenFile]
 
 
@@ -116,7 +124,8 @@ def _seen_file(entry: dict[str, Any]) -> SeenFile:
     if found:
         ways = {c: tuple((n, v, int(line)) for n, v, line in w) for c, w in found["ways"].items()}
         found = Contents(**found | {"ways": ways})
-    return SeenFile(**entry, contents=found)
+    part = entry.pop("part")
+    return SeenFile(**entry, contents=found, part=Part(**part) if part else None)
 
 
 def look(home: Path, table: str, files: Iterable[InputFile], now: dt.datetime) -> Seen:
@@ -129,26 +138,121 @@ def look(home: Path, table: str, files: Iterable[InputFile], now: dt.datetime) -
         now: The moment at which a new content is seen.
     """
     kept, moment = read_manifest(home).get(table, {}), epoch_us(now)
+    of_file: dict[str, list[SeenFile]] = {}
+    for key in sorted(kept, key=lambda key: kept[key].begin):
+        of_file.setdefault(file_name(key), []).append(kept[key])
     found: dict[str, SeenFile] = {}
     for file in files:
-        stat = file.path.stat()
-        before = kept.get(file.name)
-        if before and (before.size, before.modified_ns) == (stat.st_size, stat.st_mtime_ns):
-            found[file.name] = before
-            continue
-        digest = file_digest(file.path)
-        if before and before.digest == digest:
-            found[file.name] = replace(before, modified_ns=stat.st_mtime_ns)
-            continue
-        found[file.name] = SeenFile(
-            stat.st_size,
-            stat.st_mtime_ns,
-            digest,
-            before.first_seen if before else moment,
-            moment,
-            untimed_slice=before.untimed_slice if before else None,
-        )
+        before, stat = of_file.get(file.name, []), file.path.stat()
+        size, modified_ns = stat.st_size, stat.st_mtime_ns
+        if before and (before[0].size, before[0].modified_ns) == (size, modified_ns):
+            parts = before
+        elif file.part is not None and all(part.part for part in before):
+            parts = _continued(file, before, size, modified_ns, moment)
+        else:
+            parts = [_looked_at(file, before[0] if before else None, size, modified_ns, moment)]
+        found |= {part_key(file.name, part.begin): part for part in parts}
     return found
+
+
+def _looked_at(
+    file: InputFile, before: SeenFile | None, size: int, modified_ns: int, moment: int
+) -> SeenFile:
+    """A file that is new or was written since it was looked at."""
+    digest = file_digest(file.path)
+    if before and before.digest == digest:
+        return replace(before, modified_ns=modified_ns)
+    return SeenFile(
+        size,
+        modified_ns,
+        digest,
+        before.first_seen if before else moment,
+        moment,
+        untimed_slice=before.untimed_slice if before else None,
+        part=file.part,
+    )
+
+
+def _continued(
+    file: InputFile, before: Sequence[SeenFile], size: int, modified_ns: int, moment: int
+) -> list[SeenFile]:
+    """The parts of a file that was written: those that are as they were, and all that follows.
+
+    A part that is short is read again with what follows it, so that a file which grows every day
+    has few parts; so is one whose last line has no end.
+    """
+    kept = list[SeenFile]()
+    for seen in before:
+        assert seen.part is not None
+        if seen.digest != range_digest(file.path, seen.part.begin, seen.part.size):
+            break
+        kept.append(replace(seen, size=size, modified_ns=modified_ns))
+    ends = kept[-1].part.begin + kept[-1].part.size if kept and kept[-1].part else 0
+    if kept and len(kept) == len(before) and ends == size:
+        return kept
+    while kept and len(kept) == len(before) and _is_open(file, kept[-1]):
+        kept.pop()
+    following = before[len(kept)] if len(kept) < len(before) else None
+    part, last = Part(0, size), kept[-1].part if kept else None
+    if last is not None:
+        begin = last.begin + last.size
+        part = replace(last, begin=begin, size=size - begin, line=last.next_line, next_line=0)
+    new = SeenFile(
+        size,
+        modified_ns,
+        range_digest(file.path, part.begin, part.size),
+        before[0].first_seen if before else moment,
+        moment,
+        untimed_slice=following.untimed_slice if following else None,
+        part=part,
+    )
+    return [*kept, new] if part.size or not kept else kept
+
+
+def _is_open(file: InputFile, seen: SeenFile) -> bool:
+    """Whether what follows a part is read together with it."""
+    assert seen.part is not None
+    if not seen.part.next_line or seen.part.size < input_files.PART_BYTES:
+        return True
+    with file.path.open("rb") as binary:
+        binary.seek(seen.part.begin + seen.part.size - 1)
+        return binary.read(1) not in b"\r\n"
+
+
+def split(seen: Seen, read: Mapping[str, Sequence[Part]], files: Iterable[InputFile]) -> Seen:
+    """What was looked at, with the parts that it was read in."""
+    paths = {file.name: file.path for file in files}
+    found: dict[str, SeenFile] = {}
+    for key, file in seen.items():
+        parts = read.get(key, ())
+        if file.part in parts or not parts:
+            found[key] = file
+            continue
+        for part in parts:
+            digest = range_digest(paths[file_name(key)], part.begin, part.size)
+            new = replace(file, digest=digest, part=part)
+            found[part_key(file_name(key), part.begin)] = new
+    return found
+
+
+def as_files(files: Iterable[InputFile], seen: Seen) -> list[InputFile]:
+    """The files as they are to be read: each of their parts, in order."""
+    parts: dict[str, list[SeenFile]] = {}
+    for key, found in seen.items():
+        parts.setdefault(file_name(key), []).append(found)
+    return [
+        replace(file, part=part.part)
+        for file in files
+        for part in sorted(parts.get(file.name, ()), key=lambda found: found.begin)
+    ]
+
+
+def as_whole(seen: Seen, name: str) -> Seen:
+    """What was looked at, where a file is to be read as one part again."""
+    of_file = {key: file for key, file in seen.items() if file_name(key) == name}
+    whole = replace(of_file[name], contents=None, part=Part(0, of_file[name].size))
+    others = {key: file for key, file in seen.items() if key not in of_file}
+    return {**others, name: whole}
 
 
 def record(home: Path, table: str, seen: Seen) -> Seen:
@@ -156,8 +260,9 @@ def record(home: Path, table: str, seen: Seen) -> Seen:
 
     A file that is gone is no delivery: what was read from it stays as it was read.
     """
-    kept = read_manifest(home)
-    known = {**kept.get(table, {}), **seen}
+    kept, names = read_manifest(home), {file_name(key) for key in seen}
+    gone = {k: file for k, file in kept.get(table, {}).items() if file_name(k) not in names}
+    known = {**gone, **seen}
     if known == kept.get(table, {}):
         return known
     kept[table] = known

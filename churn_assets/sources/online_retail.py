@@ -4,7 +4,7 @@ There are no events but purchases and refunds, and no profiles, reviews or surve
 """
 
 import datetime as dt
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ class OnlineRetail:
         table: "RawTable",
         begin: dt.datetime,
         end: dt.datetime,
-        only: Collection[str] | None = None,
+        only: Sequence[InputFile] | None = None,
     ) -> SourceTable | None:
         if table.source_name != "events":
             return None

@@ -8,7 +8,7 @@ and `_line`. Lines that are no rows go past the query into quarantine.
 
 import datetime as dt
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -90,7 +90,7 @@ class SourceQuery:
         table: RawTable,
         begin: dt.datetime,
         end: dt.datetime,
-        only: Collection[str] | None = None,
+        only: Sequence[InputFile] | None = None,
     ) -> SourceTable:
         """The rows of the query, and the lines of its files that are no rows.
 
@@ -134,7 +134,7 @@ class SourceQuery:
         table: str,
         begin: dt.datetime,
         end: dt.datetime,
-        only: Collection[str] | None,
+        only: Sequence[InputFile] | None,
     ) -> tuple[str, str]:
         """The relation of the query's rows, and SQL for the lines that they are from."""
         import duckdb
@@ -176,7 +176,7 @@ class SourceQuery:
         found: Sequence[InputFile],
         table: str,
         secrets: list[str],
-        only: Collection[str] | None,
+        only: Sequence[InputFile] | None,
     ) -> tuple[str, list[str]]:
         """The text with views for its sources, and for each view the relation of all its lines.
 
@@ -269,7 +269,7 @@ def _source(
     found: Sequence[InputFile],
     call: Call,
     view: str,
-    only: Collection[str] | None,
+    only: Sequence[InputFile] | None,
 ) -> str:
     """Make the view of a `source(…)`; returns the relation of all lines of its files."""
     pattern, *optional = call.arguments
@@ -277,7 +277,8 @@ def _source(
     if not files:
         names = ", ".join(file.name for file in found[:20]) or "none"
         raise QueryError(f"source('{pattern}') means no file. Files in the folder: {names}.")
-    wanted = [file for file in files if only is None or file.name in only]
+    allowed = files if only is None else only
+    wanted = [file for file in files if file.name in {each.name for each in allowed}]
     lines = read_files(connection, wanted or files[:1], f"{view}_text").sql
     if not wanted:  # for its columns
         lines = f"(SELECT * FROM {lines} WHERE false)"
@@ -285,7 +286,7 @@ def _source(
     absent = [name for name in optional if name.lower() not in present]
     nothing = "".join(f", CAST(NULL AS VARCHAR) AS {identifier(name)}" for name in absent)
     connection.execute(
-        f"CREATE OR REPLACE TEMP VIEW {view} AS SELECT * EXCLUDE (_unreadable){nothing} "
+        f"CREATE OR REPLACE TEMP VIEW {view} AS SELECT * EXCLUDE (_unreadable, _part){nothing} "
         f"FROM {lines} WHERE _unreadable IS NULL"
     )
     return lines

@@ -5,17 +5,15 @@ row is a row too, with nothing but `_unreadable`, so that whoever counts finds e
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from churn_assets.sources.csv_rows import csv_blocks, find_dialect
-from churn_assets.sources.input_files import InputFile, input_file
-from churn_assets.sources.json_rows import json_blocks
+from churn_assets.sources.blocks import Cuts, blocks, blocks_of, member, written
+from churn_assets.sources.input_files import InputFile, Part
 from churn_assets.sources.rows import OF_TEXT, OURS, Block, unique_names
-from churn_assets.sources.source import Window, number_as_text
-from churn_assets.sources.text import UnreadableInput, archived_name, open_text, text_encoding
-from churn_assets.sources.workbook_rows import workbook_blocks
+from churn_assets.sources.source import NoContinuation, Window, number_as_text
+from churn_assets.sources.text import UnreadableInput
 from churn_assets.stores.sql import identifier, quoted
 
 if TYPE_CHECKING:
@@ -60,10 +58,12 @@ class FileRows:
     Args:
         parquet: Parquet files, scanned where they lie.
         text: The temporary table with the rows of all others; empty without any.
+        parts: The parts that files were read in, by the key of what was to be read.
     """
 
     parquet: Sequence[ParquetFiles]
     text: str = ""
+    parts: Mapping[str, Sequence[Part]] = field(default_factory=dict)
 
     @property
     def sql(self) -> str:
@@ -96,32 +96,45 @@ def read_files(connection: "DuckDBPyConnection", files: Sequence[InputFile], nam
 
     Raises:
         UnreadableInput: A file is damaged, or most of its lines are no rows.
+        NoContinuation: A later part of a file has lines that are no rows.
     """
     parquet = [file for file in files if file.format == "parquet"]
     text = [file for file in files if file.format != "parquet"]
     pieces = parquet_files(connection, parquet)
-    if text:
-        _fill(connection, text, name)
-    return FileRows(pieces, name if text else "")
+    parts = _fill(connection, text, name) if text else {}
+    return FileRows(pieces, name if text else "", parts)
 
 
-def _fill(connection: "DuckDBPyConnection", files: Sequence[InputFile], name: str) -> None:
-    """The rows of text files as a temporary table."""
+def _fill(
+    connection: "DuckDBPyConnection", files: Sequence[InputFile], name: str
+) -> dict[str, list[Part]]:
+    """The rows of text files as a temporary table; returns the parts that files were read in.
+
+    Raises:
+        UnreadableInput: A file is damaged, or most of its lines are no rows.
+        NoContinuation: A later part of a file has lines that are no rows.
+    """
     connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE {name} (_file VARCHAR, _line BIGINT, _unreadable VARCHAR)"
+        f"CREATE OR REPLACE TEMP TABLE {name} "
+        "(_file VARCHAR, _line BIGINT, _unreadable VARCHAR, _part VARCHAR)"
     )
     columns = {name: name for name in OF_TEXT}
     waiting, count = list["pa.Table"](), 0
+    read: dict[str, list[Part]] = {}
     for file in files:
         good, bad = 0, list[str]()
-        for block in blocks(file):
+        if file.compression == ".zip" and not file.format:
+            file = member(file)
+        how = written(file)
+        cuts = Cuts(file, how)
+        for block in blocks_of(file, how):
             for column in block.columns:
                 if column.lower() not in columns:
                     columns[column.lower()] = column
                     connection.execute(
                         f"ALTER TABLE {name} ADD COLUMN {identifier(column)} VARCHAR"
                     )
-            rows = _as_arrow(file, block)
+            rows = _as_arrow(file, block, cuts.key)
             waiting.append(rows.rename_columns([columns[c.lower()] for c in rows.column_names]))
             count += len(rows)
             if count >= ROWS_PER_INSERT:
@@ -129,12 +142,18 @@ def _fill(connection: "DuckDBPyConnection", files: Sequence[InputFile], name: st
                 count = 0
             good += len(block.lines)
             bad += [f"{file.name}:{row.line}: {row.why}" for row in block.unreadable]
+            cuts.behind(block)
+        if bad and file.part and file.part.begin:
+            raise NoContinuation(file.name)
         if len(bad) > good:
             raise UnreadableInput(
                 f"{file.name} cannot be read: {len(bad)} of its {good + len(bad)} lines are no "
                 f"rows. The first: {bad[0]}. Mend the file, or take it out of the folder."
             )
+        if file.part:
+            read[file.key] = cuts.parts()
     _insert(connection, name, waiting)
+    return read
 
 
 def _insert(connection: "DuckDBPyConnection", name: str, waiting: "list[pa.Table]") -> None:
@@ -146,25 +165,6 @@ def _insert(connection: "DuckDBPyConnection", name: str, waiting: "list[pa.Table
         connection.execute(f"INSERT INTO {name} BY NAME SELECT * FROM waiting")
         connection.unregister("waiting")
         waiting.clear()
-
-
-def blocks(file: InputFile) -> Iterator[Block]:
-    """The rows of a text file or workbook, some at a time."""
-    if file.compression == ".zip" and not file.format:
-        file = _member(file)
-    if file.format == "workbook":
-        yield from workbook_blocks(file.path, file.name)
-        return
-    encoding = text_encoding(file)
-    if file.format == "json":
-        with open_text(file, encoding) as text:
-            yield from json_blocks(text)
-        return
-    with open_text(file, encoding) as text:
-        dialect = find_dialect(text)
-    if dialect:
-        with open_text(file, encoding) as text:
-            yield from csv_blocks(text, dialect)
 
 
 def columns_of(file: InputFile) -> list[str]:
@@ -184,22 +184,14 @@ def own_columns(connection: "DuckDBPyConnection", relation: str) -> list[str]:
     return [name for name, *_ in described if name not in OURS]
 
 
-def _member(file: InputFile) -> InputFile:
-    """An archive that says nothing of its format, read as its only member."""
-    name = archived_name(file)
-    found = input_file(file.path, name)
-    if not isinstance(found, InputFile) or found.format in ("", "parquet", "workbook"):
-        raise UnreadableInput(f"{file.name} holds {name}, which is no CSV or JSON file. Unpack it.")
-    return replace(file, format=found.format)
-
-
-def _as_arrow(file: InputFile, block: Block) -> "pa.Table":
+def _as_arrow(file: InputFile, block: Block, part: str) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.compute as pc
 
     nothing = [None] * len(block.unreadable)
     columns = {
         "_file": pa.array([file.name] * (len(block.lines) + len(nothing))),
+        "_part": pa.array([part] * (len(block.lines) + len(nothing))),
         "_line": pa.array([*block.lines, *(row.line for row in block.unreadable)], pa.int64()),
         "_unreadable": pa.array(
             [*([None] * len(block.lines)), *(f"{row.why}: {row.text}" for row in block.unreadable)],
@@ -286,7 +278,7 @@ def _parquet_files(connection: "DuckDBPyConnection", files: list[InputFile]) -> 
         if folder.lower() not in {name.lower() for name in names}
     ]
     rows = (
-        f"(SELECT {', '.join(chosen)}, {path} AS _file, "
+        f"(SELECT {', '.join(chosen)}, {path} AS _file, {path} AS _part, "
         "file_row_number + 1 AS _line, CAST(NULL AS VARCHAR) AS _unreadable FROM {scan} {where})"
     )
     return ParquetFiles(paths, rows, times)

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import IO
 
+from churn_assets.sources.text import UNDECODABLE
+
 # Of a line that is kept as it is.
 MOST_KEPT = 2_000
 # Columns that every row of a text file has beside those of the file.
-OF_TEXT = ("_file", "_line", "_unreadable")
+OF_TEXT = ("_file", "_line", "_unreadable", "_part")
 # Those that rows of any source may have; `_row` numbers the rows of a query.
 OURS = (*OF_TEXT, "_row")
 
@@ -40,6 +42,8 @@ class Block:
         columns: The values of each column; None where the file has none.
         lines: The number of the line on which each row begins.
         unreadable: Lines among them that are no rows.
+        end: How many bytes of what is read are behind the block; None where nobody counts.
+        next_line: The number of the line after it, where bytes are counted.
         tells_empty: Whether the format tells an empty text from a missing one. In CSV both are
             nothing between two commas.
     """
@@ -48,6 +52,8 @@ class Block:
     lines: Sequence[int]
     unreadable: list[Unreadable] = field(default_factory=list)
     tells_empty: bool = False
+    end: int | None = None
+    next_line: int = 0
 
 
 def unique_names(header: Iterable[str]) -> tuple[str, ...]:
@@ -72,13 +78,18 @@ class Lines:
 
     Args:
         text: Opened so that line ends are kept.
+        number: The number of the first one.
+        encoding: That of the text, where its bytes are to be counted.
     """
 
-    def __init__(self, text: IO[str]) -> None:
+    def __init__(self, text: IO[str], number: int = 1, encoding: str | None = None) -> None:
         self._text = text
         self._ahead: list[str] = []
+        self._encoding = encoding
         # The number of the next line.
-        self.number = 1
+        self.number = number
+        # The bytes of the lines that are left behind; None where nobody can count them.
+        self.end = 0 if encoding else None
 
     def peek(self, count: int) -> list[str]:
         """The next lines, at most `count`; none at the end."""
@@ -92,4 +103,10 @@ class Lines:
     def go_on(self, count: int) -> None:
         """Leave `count` lines behind."""
         self.number += count
+        if self.end is not None:
+            behind = "".join(self._ahead[:count])
+            assert self._encoding is not None
+            self.end += len(behind.encode(self._encoding))
+            if UNDECODABLE in behind:  # it stands for a byte of another length
+                self.end = None
         del self._ahead[:count]

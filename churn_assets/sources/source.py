@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from churn_assets.sources.input_files import InputFile, Unread
+from churn_assets.sources.input_files import InputFile, Part, Unread
 from churn_assets.stores.sql import utc
 
 if TYPE_CHECKING:
@@ -50,10 +50,15 @@ class Window:
 
 
 class Rows(Protocol):
-    """The rows of a source, of which some can be read without the others."""
+    """The rows of files, of which some can be read without the others: `reading.FileRows`."""
+
+    @property
+    def parts(self) -> "Mapping[str, Sequence[Part]]":
+        """The parts that files were read in, by the key of what was to be read."""
+        ...
 
     def within(self, names: Collection[str] | None, column: str, window: Window | None) -> str:
-        """A relation with at least the rows of some files and times: `reading.FileRows`."""
+        """A relation with at least the rows of some files and times."""
         ...
 
 
@@ -103,9 +108,22 @@ class SourceTable:
         return "_line" if self.located else "row_number() OVER ()"
 
     @property
+    def part(self) -> str:
+        """SQL for the part of the file that a row is of: see `input_files.part_key`."""
+        return "_part" if self.rows is not None else self.file
+
+    @property
     def row(self) -> str:
         """SQL for what tells a row from others of its file; a query may make several of a line."""
         return "_row" if self.query else self.line
+
+
+class Incomplete(Exception):
+    """Some of the files lack what others may have: all of them are needed."""
+
+
+class NoContinuation(Exception):
+    """A part of a file is not written as those before it: the file has to be read as a whole."""
 
 
 class Source(Protocol):
@@ -121,16 +139,18 @@ class Source(Protocol):
         table: "RawTable",
         begin: dt.datetime,
         end: dt.datetime,
-        only: Collection[str] | None = None,
+        only: Sequence[InputFile] | None = None,
     ) -> SourceTable | None:
         """The rows of `table`, or None where the source has no such table.
 
         Rows outside `[begin, end)` may be left out only by a source that makes them on demand, and
-        rows of other files than `only` where they do not depend on each other.
+        rows of other files, or parts of files, than `only` where they do not depend on each other.
 
         Raises:
             FileNotFoundError: A required table is not there.
             ValueError: A required column is not there.
+            Incomplete: Others than `only` are needed.
+            NoContinuation: The whole of a file in `only` is.
         """
         ...
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from churn_assets.sources.source import SourceTable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from duckdb import DuckDBPyConnection
 
@@ -42,7 +42,7 @@ class Synthetic:
         table: "RawTable",
         begin: dt.datetime,
         end: dt.datetime,
-        only: "Collection[str] | None" = None,
+        only: "Sequence[InputFile] | None" = None,
     ) -> SourceTable | None:
         shop = self.shop()
         generate = {

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
 from churn_assets.sources.input_files import InputFile
 
@@ -142,11 +142,31 @@ def unpacked(file: InputFile) -> Iterator[IO[bytes]]:
                     archive.open(_member(archive)) as binary,
                 ):
                     yield binary
+            case _ if file.part:
+                with file.path.open("rb") as binary:
+                    binary.seek(file.part.begin)
+                    yield io.BufferedReader(_Range(binary, file.part.size))
             case _:
                 with file.path.open("rb") as binary:
                     yield binary
     except (EOFError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise UnreadableInput(f"{file.name} cannot be unpacked: {error}") from error
+
+
+class _Range(io.RawIOBase):
+    """At most some bytes of a file, from where it stands."""
+
+    def __init__(self, binary: IO[bytes], size: int) -> None:
+        self._binary, self._left = binary, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        read = self._binary.read(min(len(buffer), self._left))
+        buffer[: len(read)] = read
+        self._left -= len(read)
+        return len(read)
 
 
 def _member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:

@@ -34,6 +34,17 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def range_digest(path: Path, begin: int, size: int) -> str:
+    """SHA-256 of some bytes of a file; of fewer where it has fewer."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(begin)
+        while size > 0 and (block := file.read(min(size, 2**20))):
+            digest.update(block)
+            size -= len(block)
+    return digest.hexdigest()
+
+
 def text_digest(text: str) -> str:
     """The first 32 hex digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -8,6 +8,7 @@ before and is read again.
 import datetime as dt
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ from churn_assets.history.deliveries import Delivery
 from churn_assets.history.opened import open_table
 from churn_assets.history.quarantine import QUARANTINED_ROWS
 from churn_assets.history.ways import Refused
-from churn_assets.sources import files as files_of_source
+from churn_assets.sources import csv_rows, input_files, json_rows
 from churn_assets.sources.files import Files
 from churn_assets.sources.input_files import InputFile
 from churn_assets.sources.manifest import look, read_manifest, record
-from churn_assets.sources.reading import FileRows
+from churn_assets.sources.reading import FileRows, read_files
 from churn_assets.sources.tables import EVENTS
 from churn_assets_tests.conftest import Row, query, utc_connection
 
@@ -70,7 +71,7 @@ def write(path: Path, rows: Sequence[Row], form: str) -> None:
     table = pd.DataFrame(rows)
     times = pd.to_datetime(table["event_timestamp"])
     if form in ("us", "ns", "utc"):
-        unit = {"us": "datetime64[us]", "ns": "datetime64[ns]", "utc": "datetime64[us, UTC]"}[form]
+        unit: Any = "datetime64[us, UTC]" if form == "utc" else f"datetime64[{form}]"
         table["event_timestamp"] = (
             times.dt.tz_localize("UTC").astype(unit) if form == "utc" else times.astype(unit)
         )
@@ -96,8 +97,9 @@ def of_slices(
     source = Files(str(folder))
     with utc_connection() as connection:
         connection.execute(f"CREATE TEMP TABLE rejected_rows AS {QUARANTINED_ROWS.empty()}")
-        seen = look(home, "events", source.input_files(EVENTS), now)
-        opened = open_table(connection, source, EVENTS, seen, calendar, keys)
+        files = source.input_files(EVENTS)
+        seen = look(home, "events", files, now)
+        opened = open_table(connection, source, EVENTS, files, seen, calendar, keys)
         assert opened is not None
         opened = opened.with_untimed(calendar, keys[-1])
         delivery = Delivery(now, record(home, "events", opened.seen))
@@ -112,7 +114,7 @@ def of_slices(
 def collect(found: dict[str, list[Row]], rows: Iterable[Row]) -> None:
     """Add rows to those of their slices; columns that only other files have are left out."""
     for row in rows:
-        if "row" in row:
+        if row.get("row", "").startswith("{"):
             row["row"] = {k: v for k, v in json.loads(row["row"]).items() if v is not None}
         found[str(row["slice"])].append(row)
 
@@ -129,7 +131,7 @@ def at_once(folder: Path) -> dict[str, list[Row]]:
     return found
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.tuples(ROWS, FORMATS), min_size=1, max_size=5),
     st.permutations(KEYS),
@@ -157,15 +159,14 @@ def test_slices_read_by_themselves_equal_a_reading_of_all(
 
 @pytest.fixture
 def opened_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files that are read, as they are."""
+    """The files, and parts of files, that are read, as they are."""
     names: list[str] = []
-    read = files_of_source.read_files
 
     def spy(connection: Any, files: Sequence[InputFile], name: str) -> FileRows:
-        names.extend(file.name for file in files)
-        return read(connection, files, name)
+        names.extend(file.key for file in files)
+        return read_files(connection, files, name)
 
-    monkeypatch.setattr(files_of_source, "read_files", spy)
+    monkeypatch.setattr("churn_assets.sources.files.read_files", spy)
     return names
 
 
@@ -257,3 +258,112 @@ def test_a_manifest_that_is_lost_is_made_again(tmp_path: Path) -> None:
     (home / "input_manifest.json").write_text("{")
     assert of_slices(home, tmp_path, KEYS) == before
     assert read_manifest(home) == kept
+
+
+# Files that grow
+
+HEADER = {"csv": "event_id,customer_id,event_timestamp,event_type,amount,note\n", "jsonl": ""}
+
+
+NOTES = st.sampled_from(["", "ä", "two\nlines"])
+
+
+def line_of(form: str, number: int, day: int, note: str) -> str:
+    """A row of a log, as the tenth of it is written: the note may be on several lines."""
+    time = f"{dt.date(2024, 1, 10) + dt.timedelta(days=day)} 10:00:00.{number:06}"
+    row = {"event_id": f"e{number}", "customer_id": f"c{number % 3}", "event_timestamp": time}
+    row |= {"event_type": "purchase", "amount": str(number), "note": note}
+    if form == "jsonl":
+        return json.dumps(row) + "\n"
+    return ",".join([*list(row.values())[:-1], f'"{note}"' if "\n" in note else note]) + "\n"
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(st.lists(NOTES, max_size=12), min_size=2, max_size=6).filter(any),
+    st.sampled_from(["csv", "jsonl"]),
+    st.sampled_from(["utf-8", "utf-8-sig", "cp1252"]),
+    st.integers(100, 2_000),
+    st.booleans(),
+)
+def test_a_file_that_grows_is_as_if_it_had_always_been_so(
+    tmp_path_factory: pytest.TempPathFactory,
+    deliveries: Sequence[Sequence[str]],
+    form: str,
+    encoding: str,
+    part_bytes: int,
+    cut_off: bool,
+) -> None:
+    """Read after each delivery, some of which end within a row; its parts are all of its bytes."""
+    home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("input")
+    path = folder / f"events.{form}"
+    number, text = 0, HEADER[form]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(input_files, "PART_BYTES", part_bytes)
+        patch.setattr(csv_rows, "LINES_PER_BLOCK", 3)
+        patch.setattr(json_rows, "ROWS_PER_BLOCK", 3)
+        patch.setattr(opening.OpenedTable, "require_times", lambda self: None)
+        for notes in deliveries:
+            for note in notes:
+                text += line_of(form, number, 2 * number, note)
+                number += 1
+            path.write_bytes(text.encode(encoding)[: -5 if cut_off and number else None])
+            with suppress(ValueError):  # it has no row yet
+                of_slices(home, folder, KEYS)
+        path.write_bytes(text.encode(encoding))
+        found: dict[str, list[Row]] = {}
+        for key in KEYS:
+            found |= of_slices(home, folder, [key])
+        assert found == at_once(folder)
+    parts = sorted(read_manifest(home)["events"].values(), key=lambda file: file.begin)
+    ends = [file.begin + (file.part.size if file.part else 0) for file in parts]
+    assert [file.begin for file in parts] == [0, *ends[:-1]]
+    assert ends[-1] == path.stat().st_size
+
+
+def test_only_what_a_file_has_grown_by_is_read(
+    tmp_path: Path, opened_files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(input_files, "PART_BYTES", 1_000)
+    monkeypatch.setattr(csv_rows, "LINES_PER_BLOCK", 5)
+    home, path = tmp_path / "home", tmp_path / "events.csv"
+    lines = [HEADER["csv"], *(line_of("csv", n, n, "") for n in range(80))]
+    path.write_text("".join(lines[:40]))
+    of_slices(home, tmp_path, KEYS)
+    opened_files.clear()
+    path.write_text("".join(lines))
+    (march,) = of_slices(home, tmp_path, [KEYS[2]]).values()
+    begins = [int(key.partition("//")[2] or 0) for key in opened_files]
+    assert begins
+    assert min(begins) > 0
+    assert len(march) == 29
+
+
+def test_a_part_that_is_not_written_as_the_rest_has_the_file_read_as_a_whole(
+    tmp_path: Path, opened_files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another encoding, which shows only in what came later."""
+    monkeypatch.setattr(input_files, "PART_BYTES", 100)
+    monkeypatch.setattr(csv_rows, "LINES_PER_BLOCK", 2)
+    home, path = tmp_path / "home", tmp_path / "events.csv"
+    old = [HEADER["csv"], *(line_of("csv", n, n, "") for n in range(20))]
+    path.write_text("".join(old))
+    of_slices(home, tmp_path, KEYS)
+    opened_files.clear()
+    new = [line_of("csv", n, n, "größer") for n in range(20, 60)]
+    path.write_bytes("".join([*old, *new]).encode("cp1252"))
+    assert of_slices(home, tmp_path, KEYS) == at_once(tmp_path)
+    assert "events.csv" in opened_files
+
+
+def test_a_row_that_is_changed_in_the_middle_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(input_files, "PART_BYTES", 100)
+    monkeypatch.setattr(csv_rows, "LINES_PER_BLOCK", 2)
+    home, path = tmp_path / "home", tmp_path / "events.csv"
+    text = "".join([HEADER["csv"], *(line_of("csv", n, n, "") for n in range(60))])
+    path.write_text(text)
+    of_slices(home, tmp_path, KEYS)
+    path.write_text(text.replace("purchase,30,", "purchase,31,"))
+    assert of_slices(home, tmp_path, KEYS) == at_once(tmp_path)
