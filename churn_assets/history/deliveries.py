@@ -25,7 +25,7 @@ from churn_assets.sources.input_files import file_name
 from churn_assets.sources.manifest import Seen
 from churn_assets.sources.tables import RawTable
 from churn_assets.stores.pages import markdown
-from churn_assets.stores.sql import day_of, quoted, utc
+from churn_assets.stores.sql import day_of, utc
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -165,17 +165,18 @@ def files_seen(connection: "DuckDBPyConnection", seen: Seen) -> None:
 
     A file that is read in parts has a row for each, with its first line.
     """
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE files_seen "
-        "(file VARCHAR, first_line BIGINT, seen_us BIGINT, first_seen_us BIGINT)"
-    )
-    if seen:
-        rows = ", ".join(
-            f"('{quoted(file_name(key))}', {file.part.line if file.begin and file.part else 0}, "
-            f"{file.seen}, {file.first_seen})"
-            for key, file in seen.items()
-        )
-        connection.execute(f"INSERT INTO files_seen VALUES {rows}")
+    import pyarrow as pa
+
+    files = list(seen.items())
+    columns = {
+        "file": pa.array([file_name(key) for key, _ in files], pa.string()),
+        "first_line": pa.array([file.line for _, file in files], pa.int64()),
+        "seen_us": pa.array([file.seen for _, file in files], pa.int64()),
+        "first_seen_us": pa.array([file.first_seen for _, file in files], pa.int64()),
+    }
+    connection.register("looked_at", pa.table(columns))
+    connection.execute("CREATE OR REPLACE TEMP TABLE files_seen AS FROM looked_at")
+    connection.unregister("looked_at")
 
 
 def lateness(connection: "DuckDBPyConnection", raw: RawTable) -> dict[str, dict[str, object]]:

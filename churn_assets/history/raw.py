@@ -91,7 +91,7 @@ def assets(
         calendar.require_past_end(now())
         selected = sorted(asset.path[-1] for asset in context.selected_asset_keys)
         read = tables_to_read(selected)
-        erased = Erased.read(store.home)
+        erased, looked_at = Erased.read(store.home), source.looked_at()
         ingested: dict[str, dict[str, int]] = {}
         with store.connect() as connection:
             connection.execute(f"CREATE TEMP TABLE rejected_rows AS {QUARANTINED_ROWS.empty()}")
@@ -102,9 +102,9 @@ def assets(
                     ingested[name] = stored_rows(store, raw_table, keys)
                     continue
                 read_at = now()
-                files = source.input_files(raw_table)
+                files = looked_at.input_files(raw_table)
                 seen = look(store.home, name, files, read_at)
-                opened = open_table(connection, source, raw_table, files, seen, calendar, keys)
+                opened = open_table(connection, looked_at, raw_table, files, seen, calendar, keys)
                 if opened is None:
                     context.log.info(f"{raw_table.table.name}: the source has no such table")
                     nothing = dict.fromkeys(keys, raw_table.table.empty())

@@ -18,7 +18,7 @@ from churn_assets.history.ways import Refused
 from churn_assets.sources.input_files import file_name
 from churn_assets.sources.manifest import files_digest, look, read_manifest, record
 from churn_assets.sources.source import Source, SourceTable
-from churn_assets.sources.tables import RAW_TABLES, RawTable
+from churn_assets.sources.tables import EVENTS, RAW_TABLES, REVIEWS, RawTable
 from churn_assets.stores.offline import OfflineStore
 from churn_assets.stores.parquet import footer
 from churn_assets.stores.provenance import current_provenance
@@ -27,6 +27,12 @@ from churn_assets.stores.tables import sql_version
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
+
+# What is made of the slices of a raw table, slice by slice.
+MADE_OF = {
+    EVENTS: ("daily_activity", "daily_orders", "daily_products"),
+    REVIEWS: ("scored_reviews",),
+}
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +99,7 @@ def notice_deliveries(
     """
     if calendar.end is not None:
         return
+    source = source.looked_at()
     for raw_table in RAW_TABLES:
         try:
             files = source.input_files(raw_table)
@@ -111,14 +118,18 @@ def notice_deliveries(
 def delivered_since(
     store: OfflineStore, calendar: Calendar, raw_table: RawTable, keys: Collection[str]
 ) -> frozenset[str]:
-    """The slices that were read from other files than the manifest knows for them now."""
+    """The slices that were read from other files than the manifest knows for them now.
+
+    Those as well of which something was made from an earlier reading, because a run was killed.
+    """
     if calendar.end is not None:
         return frozenset()
-    table = raw_table.table
+    tables = [raw_table.table, *(store.tables[name] for name in MADE_OF.get(raw_table, ()))]
     seen = read_manifest(store.home).get(raw_table.source_name, {})
 
     def differs(key: str) -> bool:
-        said = footer(store.path(table, key)).notes.get("files")
-        return said is not None and said != files_digest(seen, key, window_of(calendar, [key]))
+        paths = [path for path in (store.path(table, key) for table in tables) if path.exists()]
+        said = {footer(path).notes.get("files") for path in paths} - {None}
+        return bool(said - {files_digest(seen, key, window_of(calendar, [key]))})
 
     return frozenset(filter(differs, keys))

@@ -219,7 +219,8 @@ def assets(calendar: Calendar) -> list[dg.AssetsDefinition]:
             metadata={"dagster/column_schema": table.as_dagster()},
         )
         def daily_rollup(context: dg.AssetExecutionContext, events: Scan) -> Query:
-            return Query({key: query(events.of(key).sql) for key in context.partition_keys})
+            rows = {key: query(events.of(key).sql) for key in context.partition_keys}
+            return Query(rows, notes=events.notes("files"))
 
         return daily_rollup
 

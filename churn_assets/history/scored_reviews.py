@@ -138,6 +138,6 @@ def asset(fitter: TopicFitter, topic_spec: dg.AssetSpec) -> dg.AssetsDefinition:
                 return review_metadata(connection, rows.sql, words)
 
             query = scored_reviews_query(raw_reviews.sql, vectors)
-            yield dg.Output(Query(query, connection, describe))
+            yield dg.Output(Query(query, connection, describe, raw_reviews.notes("files")))
 
     return scored_reviews

@@ -33,7 +33,7 @@ from churn_assets.stores.digests import file_digest
 from churn_assets.stores.erased import Erased
 from churn_assets.stores.identity import identify
 from churn_assets.stores.offline import OfflineStore
-from churn_assets.stores.parquet import copy_to
+from churn_assets.stores.parquet import OF_READING, copy_to, footer
 from churn_assets.stores.provenance import provenances
 from churn_assets.stores.staging import publish, staged
 from churn_assets.stores.tables import Table
@@ -154,8 +154,10 @@ def _rewrite(
     """Replace the file of a partition by one without some rows, or with another provenance."""
     rows = f"SELECT * FROM {store.unchecked(table, [key] if key else None).sql}"
     kept = f"{rows} WHERE NOT ({without}) ORDER BY {', '.join(table.key)}"
+    notes = footer(store.path(table, key)).notes
+    how_read = {name: notes[name] for name in OF_READING if name in notes}
     with staged(store.home) as path:
-        connection.execute(copy_to(path, kept, made_from))
+        connection.execute(copy_to(path, kept, {**made_from, **how_read}))
         publish(path, store.path(table, key))
 
 

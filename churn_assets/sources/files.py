@@ -8,6 +8,7 @@ type of a column. Files of a table are read in the order of their names.
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,7 +108,7 @@ class Files:
         Raises:
             FileNotFoundError: The folder is not there.
         """
-        found, unreadable = input_files(Path(self.folder))
+        found, unreadable = self.listed()
         queries = {raw: self.query(raw) for raw in RAW_TABLES}
         of_queries = [file for query in queries.values() if query for file in query.files(found)]
         query = queries[table]
@@ -134,6 +135,13 @@ class Files:
             unread.pop(file.name, None)
         return TableFiles(found, query, files, [Unread(*file) for file in sorted(unread.items())])
 
+    def listed(self) -> tuple[list[InputFile], list[Unread]]:
+        """All files of the folder: see `input_files.input_files`."""
+        return input_files(Path(self.folder))
+
+    def looked_at(self) -> "Files":
+        return LookedAt(self.folder)
+
     def query(self, table: RawTable) -> SourceQuery | None:
         """The query of a table; None where there is none.
 
@@ -147,6 +155,27 @@ class Files:
             return SourceQuery(path.name, path.read_text(encoding="utf-8-sig"))
         except UnicodeDecodeError as error:
             raise UnreadableInput(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from None
+
+
+class LookedAt(Files):
+    """The files of a folder as one look finds them, for all tables: a folder may hold thousands."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        self.__dict__["tables"] = {}
+
+    @cached_property
+    def found(self) -> tuple[list[InputFile], list[Unread]]:
+        return super().listed()
+
+    def listed(self) -> tuple[list[InputFile], list[Unread]]:
+        return self.found
+
+    def files(self, table: RawTable) -> TableFiles:
+        tables: dict[str, TableFiles] = self.__dict__["tables"]
+        if table.source_name not in tables:
+            tables[table.source_name] = super().files(table)
+        return tables[table.source_name]
 
 
 def _advice(found: TableFiles, otherwise: str) -> str:

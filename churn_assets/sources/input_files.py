@@ -170,11 +170,11 @@ def named_after(file: InputFile, table: str) -> bool | None:
     `events`, `events-2025-01`, `Events (2)` are. `events_jan` may be, as `customers_segments` may
     be something else, and `events.txt` a note.
     """
-    first = PurePosixPath(file.name).parts[0].lower()
+    first = file.name.partition("/")[0].lower()
+    if not first.startswith(table):
+        return False
     stem = first
     while (suffix := PurePosixPath(stem).suffix) in (*COMPRESSIONS, *ENDINGS):
         stem = stem.removesuffix(suffix)
-    if not stem.startswith(table):
-        return False
     plain = re.fullmatch(r"[\W_\d]*", stem.removeprefix(table)) and ".txt" not in first
     return True if plain else None

@@ -12,7 +12,7 @@ comparing them. Nothing here reads rows.
 import datetime as dt
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,11 @@ class SeenFile:
     def begin(self) -> int:
         return self.part.begin if self.part else 0
 
+    @property
+    def line(self) -> int:
+        """The number of its first line."""
+        return self.part.line if self.part and self.part.begin else 0
+
     def meets(self, window: Window) -> bool:
         """Whether it may have rows of a window of times."""
         if self.contents is None:
@@ -117,6 +122,11 @@ def read_manifest(home: Path) -> dict[str, dict[str, SeenFile]]:
         }
     except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return {}
+
+
+def _as_json(file: SeenFile) -> dict[str, Any]:
+    contents, part = file.contents and vars(file.contents), file.part and vars(file.part)
+    return {**vars(file), "contents": contents, "part": part}
 
 
 def _seen_file(entry: dict[str, Any]) -> SeenFile:
@@ -267,10 +277,7 @@ def record(home: Path, table: str, seen: Seen) -> Seen:
         return known
     kept[table] = known
     text = json.dumps(
-        {
-            name: {file: asdict(entry) for file, entry in files.items()}
-            for name, files in kept.items()
-        }
+        {name: {key: _as_json(file) for key, file in files.items()} for name, files in kept.items()}
     )
     write_text(home, home / MANIFEST, text)
     return known

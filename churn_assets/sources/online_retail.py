@@ -25,6 +25,9 @@ class OnlineRetail:
 
     folder: str
 
+    def looked_at(self) -> "OnlineRetail":
+        return self
+
     def input_files(self, table: "RawTable") -> Sequence[InputFile]:
         return [self._file()] if table.source_name == "events" else []
 

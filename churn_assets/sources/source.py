@@ -129,6 +129,10 @@ class NoContinuation(Exception):
 class Source(Protocol):
     """A place that has raw rows."""
 
+    def looked_at(self) -> "Source":
+        """The source with the files that are there now, however often it is asked for them."""
+        ...
+
     def input_files(self, table: "RawTable") -> "Sequence[InputFile]":
         """The files that the rows of `table` are from; none where they are from no file."""
         ...

@@ -33,6 +33,9 @@ class Synthetic:
 
         return Shop(self.customers, self.seed, self.start)
 
+    def looked_at(self) -> "Synthetic":
+        return self
+
     def input_files(self, table: "RawTable") -> "Sequence[InputFile]":
         return ()
 

@@ -12,10 +12,11 @@ from churn_assets.stores.sql import quoted
 
 # What a footer says a file was made from, see `stores.provenance`.
 PROVENANCE = ("code_version", "inputs", "definition")
-# What else it says: of rows that cutoffs see, digests of what became known when
-# (`stores.known_periods`); of a raw slice, when it was first read, from which files and by which
+# What it says of the reading of a raw slice: when it was first read, from which files and by which
 # query.
-NOTES = ("known_periods", "first_read", "files", "query")
+OF_READING = ("first_read", "files", "query")
+# Of rows that cutoffs see it also has digests of what became known when (`stores.known_periods`).
+NOTES = ("known_periods", *OF_READING)
 
 
 class UnreadableFile(ValueError):

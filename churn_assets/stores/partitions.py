@@ -91,6 +91,11 @@ class Scan:
             ),
         )
 
+    def notes(self, name: str) -> dict[str, dict[str, str]]:
+        """What the footers say under a name, by key; for what is made of each partition."""
+        said = {key_of(path): footer(path).notes for path in self.files}
+        return {key: {name: notes[name]} for key, notes in said.items() if name in notes}
+
     @property
     def rows(self) -> int:
         return sum(row_count(path) for path in self.files)

@@ -9,21 +9,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import dagster as dg
 import pytest
 
 from churn_assets.cutoffs import day_number, utc_now
 from churn_assets.definitions import build_definitions
+from churn_assets.history.raw import publish_slices
 from churn_assets.history.readings import notice_deliveries
 from churn_assets.monitoring.inventory import inventory, with_catalog
 from churn_assets.monitoring.performance import outcomes_changed
-from churn_assets.operations.backfill import run_batch
+from churn_assets.operations.backfill import BackfillFailed, run_batch
 from churn_assets.operations.installation import offline_store
 from churn_assets.operations.jobs import RANGE_START
 from churn_assets.operations.plans import backfill_batches, stages
 from churn_assets.settings import Settings
 from churn_assets.sources import open_source
+from churn_assets.sources.manifest import record
 from churn_assets.stores.offline import OfflineStore
 from churn_assets_tests.conftest import make_settings, query, stored
 
@@ -181,3 +184,70 @@ def test_the_nightly_run_finds_them_too(shop: Shop) -> None:
     assert requested() == []
     shop.deliver("events-0.csv", [40])
     assert requested() == [(START + dt.timedelta(days=40)).replace(day=1).isoformat()]
+
+
+class Killed(BaseException):
+    """The end of a process."""
+
+
+@pytest.mark.parametrize("after", ["look", "record", 0, 1, 2, 3, 5])
+def test_a_reading_that_is_killed_anywhere_loses_nothing_and_reads_nothing_twice(
+    shop: Shop, delivered: Path, tmp_path_factory: pytest.TempPathFactory, after: str | int
+) -> None:
+    """Killed before or after the manifest is written, or after so many partitions are published.
+
+    The next run ends in the state of a run that nobody killed; before it, old rows are readable.
+    """
+    with opened(copytree(delivered, tmp_path_factory.mktemp("whole") / "shop")) as whole:
+        late_and_grown(whole)
+        whole.backfill()
+    late_and_grown(shop)
+    with pytest.MonkeyPatch.context() as patch:
+        left = [0 if isinstance(after, str) else after]
+
+        def killed_after(works: Any) -> Any:
+            def work(*arguments: Any, **named: Any) -> Any:
+                if not left[0]:
+                    raise Killed
+                left[0] -= 1
+                return works(*arguments, **named)
+
+            return work
+
+        if after == "look":
+            patch.setattr("churn_assets.history.raw.record", killed_after(record))
+        elif after == "record":
+            works = killed_after(publish_slices)
+            patch.setattr("churn_assets.history.raw.publish_slices", works)
+        else:
+            publish = OfflineStore._publish_partition
+            patch.setattr(OfflineStore, "_publish_partition", killed_after(publish))
+        with pytest.raises((Killed, BackfillFailed)):
+            shop.backfill()
+    assert stored(shop.settings, "raw_events")
+    shop.backfill()
+    assert rows_of(shop) == rows_of(whole)
+    assert shop.files(*FEATURES) == whole.files(*FEATURES)
+    assert shop.backfill() == []
+    assert not shop.stale()
+
+
+def late_and_grown(shop: Shop) -> None:
+    shop.deliver("events-0.csv", [40, 41], amount=100)
+    path = Path(shop.settings.input_folder) / "events-1.csv"
+    path.write_text(
+        path.read_text() + f"more,a,{START + dt.timedelta(days=70)}T01:00:00Z,search,\n"
+    )
+
+
+def rows_of(shop: Shop) -> list[tuple[object, ...]]:
+    """Rows with the days on which they became known: the moment is that of the first look."""
+    rows = stored(shop.settings, "raw_events") + stored(shop.settings, "quarantined_rows")
+    days = ("known_at", "withdrawn_at")
+    return sorted(
+        tuple(
+            (name, str(value.date() if name in days and value else value))
+            for name, value in row.items()
+        )
+        for row in rows
+    )
