@@ -38,6 +38,7 @@ demo: .venv/installed  ## a synthetic shop through the whole graph
 
 bench: .venv/installed .venv-feast/installed  ## the benchmarks
 	$(BIN)/python -m benchmarks.history
+	$(BIN)/python -m benchmarks.one_more_slice
 	$(BIN)/python -m benchmarks.reviews
 	$(BIN)/python -m benchmarks.online
 	$(BIN)/python -m benchmarks.torture
