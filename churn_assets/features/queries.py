@@ -7,6 +7,7 @@ gets does not depend on what was computed before or with it.
 """
 
 import datetime as dt
+import math
 from collections.abc import Callable, Sequence
 
 from churn_assets.cutoffs import day_number
@@ -50,11 +51,14 @@ def feature_query(
             place = (feature.source, derived, feature.reach(lookback_days))
             parts.setdefault(place, []).append(feature)
     activity = relation(DAILY_ACTIVITY.name, lookback_days)
-    ctes = [f"population AS ({population(activity, cutoff, lookback_days)})"]
+    of_population, ctes = population(activity, cutoff, lookback_days), list[str]()
     joins, part_of = list[str](), dict[str, str]()
     for number, ((source, derived, days), features) in enumerate(parts.items(), 1):
         part = f"{source}_{number}"
         part_of |= {feature.name: part for feature in features}
+        if (source, derived, days) == (DAILY_ACTIVITY.name, None, lookback_days):
+            # Its customers are those of the population, which is not to be found twice.
+            of_population = f"SELECT customer_id FROM {part}"
         expressions = ",\n    ".join(
             f"{_expression(feature, cutoff, lookback_days)} AS {feature.name}"
             for feature in features
@@ -69,7 +73,9 @@ def feature_query(
         _column(feature, part_of[feature.name]) for group in groups for feature in group.features
     )
     return (
-        "WITH " + ",\n".join(ctes) + f"\nSELECT population.customer_id, DATE '{cutoff}' AS cutoff,"
+        "WITH "
+        + ",\n".join([*ctes, f"population AS ({of_population})"])
+        + f"\nSELECT population.customer_id, DATE '{cutoff}' AS cutoff,"
         f"\n    {columns}\nFROM population\n" + "\n".join(joins)
     )
 
@@ -99,7 +105,9 @@ def source_rows(
 
 def _expression(feature: Feature, cutoff: dt.date, lookback_days: int) -> str:
     day = day_number(cutoff)
-    window = in_window(window_days(feature.window, lookback_days), day)
+    # What the expression sees is known at the cutoff and was before it.
+    days = window_days(feature.window, lookback_days)
+    window = "true" if days == math.inf else f"day >= {day} - {int(days)}"
     given = {"window": window, "cutoff_day": str(day), "cutoff_ymd": f"{cutoff:%Y%m%d}"}
     sql = feature.sql
     for name, text in given.items():

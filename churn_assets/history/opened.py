@@ -253,16 +253,19 @@ def open_table(
     wanted = _wanted(seen, calendar, keys)
 
     def read(only: Seen) -> SourceTable | None:
-        return source.read(connection, raw, begin, end, as_files(files, only) if seen else None)
+        try:
+            only_files = as_files(files, only) if seen else None
+            return source.read(connection, raw, begin, end, only_files)
+        except Incomplete:
+            return source.read(connection, raw, begin, end, as_files(files, seen))
 
     try:
         table = read(wanted)
-        if table is not None and table.is_by_file and len(wanted) < len(seen):
+        if table is not None and table.is_by_file and seen:
             if opened := _open_some(connection, raw, table, split(seen, _parts(table), files)):
                 return opened
-            table = read(seen)
-    except Incomplete:
-        table = read(seen)
+            if len(wanted) < len(seen):
+                table = read(seen)
     except NoContinuation as file:
         whole = as_whole(seen, str(file))
         return open_table(connection, source, raw, files, whole, calendar, keys)

@@ -12,6 +12,7 @@ comparing them. Nothing here reads rows.
 import datetime as dt
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -191,10 +192,13 @@ def _continued(
     A part that is short is read again with what follows it, so that a file which grows every day
     has few parts; so is one whose last line has no end.
     """
+    parts = [seen.part for seen in before if seen.part]
+    with ThreadPoolExecutor() as pool:  # a digest needs no lock of Python's
+        now = pool.map(lambda part: range_digest(file.path, part.begin, part.size), parts)
+        digests = list(now)
     kept = list[SeenFile]()
-    for seen in before:
-        assert seen.part is not None
-        if seen.digest != range_digest(file.path, seen.part.begin, seen.part.size):
+    for seen, digest in zip(before, digests, strict=True):
+        if seen.digest != digest:
             break
         kept.append(replace(seen, size=size, modified_ns=modified_ns))
     ends = kept[-1].part.begin + kept[-1].part.size if kept and kept[-1].part else 0
