@@ -57,7 +57,8 @@ def _parsed(given: str, text: str, column: Column, formats: Formats) -> str:
             instant = formats.times[column.name].value(text, column.dtype)
         return once(instant, lambda value: f"CASE WHEN isfinite({value}) THEN {value} END")
     if column.name == "event_type":
-        return f"CASE WHEN {is_ours(given)} THEN {given} ELSE {event_type(text)} END"
+        plain = given if dtype == "VARCHAR" else text
+        return f"CASE WHEN {is_ours(plain)} THEN {plain} ELSE {event_type(text)} END"
     if column.dtype == "VARCHAR":
         return text
     if column.dtype == DECIMAL and _is_exact(dtype):

@@ -865,3 +865,47 @@ def test_a_backfill_names_a_state_folder_that_cannot_be_written(tmp_path: Path) 
         pytest.raises(BackfillFailed, match="CHURN_HOME"),
     ):
         run_batch(batch, defs, instance, lambda step, state: None)
+
+
+TYPED = [
+    ("event_type", pa.array([3, 4], pa.int32())),
+    ("event_type", pa.array([True, False])),
+    ("event_type", pa.array(["purchase", "Page View"]).dictionary_encode()),
+    ("event_id", pa.array([17850.0, 2.5])),
+    ("customer_id", pa.array([7, 2**40], pa.int64())),
+    ("order_id", pa.array([Decimal("17850.00"), Decimal("2.50")], pa.decimal128(10, 2))),
+    ("session_id", pa.array([7, None], pa.uint16())),
+    ("channel", pa.array([1, 0], pa.int8())),
+    *(
+        (name, pa.array(values, dtype))
+        for name in ("quantity", "amount")
+        for values, dtype in (
+            ([1, 200], pa.uint8()),
+            ([-1, 2**40], pa.int64()),
+            ([2**31 - 1, -5], pa.int32()),
+            ([1.25, math.nan], pa.float64()),
+            ([math.inf, 1e300], pa.float64()),
+            ([Decimal("1.2345"), Decimal("-0.0001")], pa.decimal128(18, 4)),
+            ([Decimal("1.23456"), Decimal("9.99995")], pa.decimal128(38, 5)),
+            ([Decimal(10) ** 20, None], pa.decimal128(38, 0)),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "typed"), TYPED)
+def test_a_typed_column_is_read_as_its_text(name: str, typed: pa.Array) -> None:
+    rows = [PURCHASE | {"event_id": f"e{n}", "order_id": "o"} for n in range(2)]
+    table = pa.table({n: pa.array([row[n] for row in rows]) for n in rows[0]})
+
+    def with_column(values: pa.Array) -> pa.Table:
+        others = [n for n in table.column_names if n != name]
+        return table.select(others).append_column(name, values)
+
+    with utc_connection() as connection:
+        connection.register("typed", pa.table({"value": typed}))
+        texts = query("SELECT CAST(value AS VARCHAR) AS text FROM typed", connection)
+    text = pa.array([row["text"] for row in texts], pa.string())
+    (valid, rejected), (of_text, rejected_text) = map(ingested, map(with_column, (typed, text)))
+    assert valid == of_text
+    assert [row["reason"] for row in rejected] == [row["reason"] for row in rejected_text]
