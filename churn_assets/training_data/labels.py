@@ -8,6 +8,7 @@ as a feature may read this.
 
 import datetime as dt
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import dagster as dg
@@ -17,7 +18,7 @@ from churn_assets.features.queries import ANY_CUTOFF, population
 from churn_assets.history.known import known_before, placed
 from churn_assets.history.rollups import DAILY_ACTIVITY, DAILY_ORDERS
 from churn_assets.stores.partitions import Query, Scan
-from churn_assets.stores.tables import Column, cutoff_table, sql_version
+from churn_assets.stores.tables import Column, Table, cutoff_table, sql_version
 
 CHURN_LABELS = cutoff_table(
     "churn_labels",
@@ -130,91 +131,60 @@ def _hex_limit(probability: float) -> str:
 
 def assets(calendar: Calendar, seed: int) -> list[dg.AssetsDefinition]:
     """The label sets."""
-    code = churn_labels_query(
-        ANY_CUTOFF,
-        ANY_CUTOFF,
-        calendar.lookback_days,
-        calendar.horizon_days,
-        DAILY_ACTIVITY.name,
-        DAILY_ORDERS.name,
-    )
+    days = (calendar.lookback_days, calendar.horizon_days)
 
-    @dg.asset(
-        description=f"Whether each customer purchased within the horizon.\n\n{__doc__}",
-        ins={
-            "daily_activity": dg.AssetIn(
-                partition_mapping=calendar.slices_before(calendar.lookback_days)
-            ),
-            "daily_orders": dg.AssetIn(partition_mapping=calendar.horizon_slices),
-        },
-        partitions_def=calendar.labeled_cutoffs,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        code_version=sql_version(code),
-        group_name="labels",
-        kinds={"duckdb", "parquet"},
-        owners=["team:ml"],
-        tags={"layer": "labels"},
-        metadata={"dagster/column_schema": CHURN_LABELS.as_dagster()},
-    )
-    def churn_labels(
-        context: dg.AssetExecutionContext, daily_activity: Scan, daily_orders: Scan
-    ) -> Query:
-        def labels(cutoff: dt.date) -> str:
-            return churn_labels_query(
-                cutoff,
-                calendar.labels_known_before(cutoff),
-                calendar.lookback_days,
-                calendar.horizon_days,
-                daily_activity.before(cutoff, calendar.lookback_days).sql,
-                daily_orders.after(cutoff, calendar.horizon_days).sql,
-            )
+    def labels(
+        table: Table, outcomes: str, description: str, query: Callable[..., str]
+    ) -> dg.AssetsDefinition:
+        """A label set of the customers with activity, from what `outcomes` says of the horizon.
 
-        return Query({key: labels(parse_key(key)) for key in context.partition_keys})
+        `query` takes a cutoff, the day before which outcomes count as known, and two relations.
+        """
+        before = calendar.slices_before(calendar.lookback_days)
 
-    satisfaction_code = satisfaction_churn_labels_query(
-        ANY_CUTOFF,
-        ANY_CUTOFF,
-        calendar.lookback_days,
-        calendar.horizon_days,
-        seed,
-        DAILY_ACTIVITY.name,
-        "raw_satisfaction",
-    )
+        @dg.asset(
+            name=table.name,
+            description=f"{description}\n\n{__doc__}",
+            ins={
+                DAILY_ACTIVITY.name: dg.AssetIn(partition_mapping=before),
+                outcomes: dg.AssetIn(partition_mapping=calendar.horizon_slices),
+            },
+            partitions_def=calendar.labeled_cutoffs,
+            backfill_policy=dg.BackfillPolicy.single_run(),
+            code_version=sql_version(query(ANY_CUTOFF, ANY_CUTOFF, DAILY_ACTIVITY.name, outcomes)),
+            group_name="labels",
+            kinds={"duckdb", "parquet"},
+            owners=["team:ml"],
+            tags={"layer": "labels"},
+            metadata={"dagster/column_schema": table.as_dagster()},
+        )
+        def label_set(context: dg.AssetExecutionContext, **scans: Scan) -> Query:
+            def of_cutoff(cutoff: dt.date) -> str:
+                return query(
+                    cutoff,
+                    calendar.labels_known_before(cutoff),
+                    scans[DAILY_ACTIVITY.name].before(cutoff, calendar.lookback_days).sql,
+                    scans[outcomes].after(cutoff, calendar.horizon_days).sql,
+                )
 
-    @dg.asset(
-        description=(
-            "The published alternative: churn drawn from what customers answer in surveys. "
-            f"Never the training target.\n\n{__doc__}"
+            return Query({key: of_cutoff(parse_key(key)) for key in context.partition_keys})
+
+        return label_set
+
+    return [
+        labels(
+            CHURN_LABELS,
+            DAILY_ORDERS.name,
+            "Whether each customer purchased within the horizon.",
+            lambda cutoff, known, *rows: churn_labels_query(cutoff, known, *days, *rows),
         ),
-        ins={
-            "daily_activity": dg.AssetIn(
-                partition_mapping=calendar.slices_before(calendar.lookback_days)
+        labels(
+            SATISFACTION_CHURN_LABELS,
+            "raw_satisfaction",
+            "The published alternative: churn drawn from what customers answer in surveys. "
+            "Never the training target.",
+            lambda cutoff, known, *rows: satisfaction_churn_labels_query(
+                cutoff, known, *days, seed, *rows
             ),
-            "raw_satisfaction": dg.AssetIn(partition_mapping=calendar.horizon_slices),
-        },
-        partitions_def=calendar.labeled_cutoffs,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        code_version=sql_version(satisfaction_code),
-        group_name="labels",
-        kinds={"duckdb", "parquet"},
-        owners=["team:ml"],
-        tags={"layer": "labels"},
-        metadata={"dagster/column_schema": SATISFACTION_CHURN_LABELS.as_dagster()},
-    )
-    def satisfaction_churn_labels(
-        context: dg.AssetExecutionContext, daily_activity: Scan, raw_satisfaction: Scan
-    ) -> Query:
-        def labels(cutoff: dt.date) -> str:
-            return satisfaction_churn_labels_query(
-                cutoff,
-                calendar.labels_known_before(cutoff),
-                calendar.lookback_days,
-                calendar.horizon_days,
-                seed,
-                daily_activity.before(cutoff, calendar.lookback_days).sql,
-                raw_satisfaction.after(cutoff, calendar.horizon_days).sql,
-            )
-
-        return Query({key: labels(parse_key(key)) for key in context.partition_keys})
-
-    return [churn_labels, satisfaction_churn_labels]
+        ),
+    ]
