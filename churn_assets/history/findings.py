@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import dagster as dg
 
 from churn_assets.history.formats import Formats
+from churn_assets.history.ways import placed
 from churn_assets.sources.source import SourceTable
 from churn_assets.sources.tables import EVENTS, RawTable
 from churn_assets.stores.pages import markdown
@@ -47,7 +48,7 @@ class Counted:
 
     @property
     def place(self) -> str:
-        return f"{self.file}:{self.line}" if self.file else f"row {self.line}"
+        return placed(self.file, self.line)
 
 
 def _sum(some: Mapping[K, Counted], others: Mapping[K, Counted]) -> dict[K, Counted]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from churn_assets.history.numbers import NumberFormat, number_format, number_way
 from churn_assets.history.times import TimeFormat, time_format, time_way
 from churn_assets.history.values import as_text
-from churn_assets.history.ways import Refused, Way
+from churn_assets.history.ways import Refused, Way, placed
 from churn_assets.sources.input_files import WITH_DECIMAL_POINT, file_name
 from churn_assets.sources.source import SourceTable
 from churn_assets.sources.tables import DECIMAL, TIMESTAMPTZ, RawTable
@@ -134,7 +134,7 @@ def formats_of(raw: RawTable, dtypes: Mapping[str, str], ways: Mapping[str, Ways
             for way, text, line in ways[part].get(name, ())
         ]
         for file, line, way, text in sorted(found):
-            first.setdefault(way, Way(way, text, f"{file}:{line}" if file else f"row {line}"))
+            first.setdefault(way, Way(way, text, placed(file, line)))
         try:
             if column.dtype in TIMES and dtype and not is_typed(dtype):
                 times[name] = TimeFormat()

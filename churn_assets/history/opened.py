@@ -123,8 +123,7 @@ class OpenedTable:
     def pending(self, connection: "DuckDBPyConnection", calendar: Calendar, newest: str) -> int:
         """How many rows are of after a slice."""
         after = Window(calendar.slice_window(newest)[1], None)
-        begins = epoch_us(calendar.slice_window(newest)[1])
-        if not any(c.last is not None and c.last >= begins for c in self.contents):
+        if not any(contents.meets(after) for contents in self.contents):
             return 0
         timed = timed_query(self.raw, self._within(after, ()), self.formats)
         counted = connection.execute(
@@ -175,11 +174,7 @@ class OpenedTable:
 
     def _within(self, window: Window, keys: Collection[str]) -> SourceTable:
         """The source with a relation of at least the rows of a window, or kept with slices."""
-        names = {
-            name
-            for name, file in self.seen.items()
-            if file.meets(window) or any(map(file.has_untimed_of, keys))
-        }
+        names = {name for name, file in self.seen.items() if file.is_needed(window, keys)}
         untimed = self.untimed_slice in keys or any(
             self.seen[name].has_untimed_of(key) for name in names for key in keys
         )
@@ -282,7 +277,7 @@ def _wanted(seen: Seen, calendar: Calendar, keys: Sequence[str]) -> Seen:
         wanted |= {
             name: file
             for name, file in seen.items()
-            if file.meets(window) or any(map(file.has_untimed_of, keys)) or file.is_unplaced
+            if file.is_needed(window, keys) or file.is_unplaced
         }
     # Of a slice without rows one file says what the columns are.
     return wanted or dict(list(seen.items())[:1])

@@ -156,13 +156,12 @@ def publish_slices(
     raw, written = opened.raw, dict[str, int]()
     found = Findings(raw, opened.formats.unclear)
     for some, source in opened.read(connection, calendar, keys):
+        notes: dict[str, dict[str, str]] = {}
         if delivery and calendar.end is None:  # a dump is what it is, whenever it is read
             earlier = earlier_readings(store, raw, opened.source, some)
             delivery = replace(delivery, earlier=earlier)
-        findings = read_slices(connection, opened, source, calendar, some, erased, delivery)
-        notes = {}
-        if delivery and calendar.end is None:
             notes = {key: noted(delivery, opened.source, calendar, key) for key in some}
+        findings = read_slices(connection, opened, source, calendar, some, erased, delivery)
         shown_of = {key: dict(findings.metadata.get(key, {})) for key in some}
         if newest in some:
             shown_of[newest]["pending_rows"] = opened.pending(connection, calendar, newest)

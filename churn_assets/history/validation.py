@@ -4,7 +4,7 @@ Temporary tables of a connection pass between the steps, because each looks at a
 parsed, known when, told from duplicates. Nothing is written that outlives the connection.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -109,7 +109,7 @@ def read_slices(
     content = _content(raw)
     if delivery and earlier:
         settle_known(connection, raw, delivery, content)
-    _mark_duplicates(connection, raw)
+    _mark_duplicates(connection, raw, content)
     columns = ", ".join(f"{sql} AS {name}" for name, sql in content.items())
     valid = (
         f"SELECT {columns}, known_at, CAST(NULL AS TIMESTAMPTZ) AS withdrawn_at "
@@ -188,14 +188,14 @@ def _generate_ids(connection: "DuckDBPyConnection", raw: RawTable) -> None:
     )
 
 
-def _mark_duplicates(connection: "DuckDBPyConnection", raw: RawTable) -> None:
+def _mark_duplicates(
+    connection: "DuckDBPyConnection", raw: RawTable, content: Mapping[str, str]
+) -> None:
     """Reject all but the row of an id within a slice that was known first, then in file order.
 
     A default of a part of the id counts as what it stands for.
     """
-    defaults = EVENT_DEFAULTS if raw is EVENTS else {}
-    values = ["slice", *(defaults.get(name, name) for name in raw.key)]
-    of_key = ", ".join(values)
+    of_key = ", ".join(["slice", *(content[name] for name in raw.key)])
     # That all hashes are different proves that all keys are.
     rows, hashes = connection.execute(
         f"SELECT count(*), count(DISTINCT hash({of_key})) FROM parsed_rows WHERE reason IS NULL"

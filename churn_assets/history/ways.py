@@ -27,6 +27,11 @@ def place(file: str = "file", line: str = "line") -> str:
     return f"CASE WHEN {file} = '' THEN 'row ' || {line} ELSE {file} || ':' || {line} END"
 
 
+def placed(file: str, line: int) -> str:
+    """Where a row is, as `place` says it."""
+    return f"{file}:{line}" if file else f"row {line}"
+
+
 def shown(way: Way) -> str:
     """Its first value and where it is."""
     example = way.example if len(way.example) <= 40 else way.example[:40] + "…"

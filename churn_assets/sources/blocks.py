@@ -59,12 +59,12 @@ def written(file: InputFile) -> Written | None:
 
 def blocks(file: InputFile) -> Iterator[Block]:
     """The rows of a text file or workbook, some at a time."""
-    if file.compression == ".zip" and not file.format:
-        file = member(file)
+    file = member(file)
     yield from blocks_of(file, written(file))
 
 
 def blocks_of(file: InputFile, how: Written | None) -> Iterator[Block]:
+    """As `blocks`, of a file of which it is known how it is written."""
     if how is None:
         yield from workbook_blocks(file.path, file.name)
         return
@@ -78,7 +78,9 @@ def blocks_of(file: InputFile, how: Written | None) -> Iterator[Block]:
 
 
 def member(file: InputFile) -> InputFile:
-    """An archive that says nothing of its format, read as its only member."""
+    """The file, but an archive that says nothing of its format as its only member."""
+    if file.compression != ".zip" or file.format:
+        return file
     name = archived_name(file)
     found = input_file(file.path, name)
     if not isinstance(found, InputFile) or found.format in ("", "parquet", "workbook"):

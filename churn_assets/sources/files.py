@@ -7,7 +7,7 @@ type of a column. Files of a table are read in the order of their names.
 
 import datetime as dt
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -157,12 +157,11 @@ class Files:
             raise UnreadableInput(f"{path} is not UTF-8: {error}. Save it as UTF-8.") from None
 
 
+@dataclass(frozen=True)
 class LookedAt(Files):
     """The files of a folder as one look finds them, for all tables: a folder may hold thousands."""
 
-    def __init__(self, folder: str) -> None:
-        super().__init__(folder)
-        self.__dict__["tables"] = {}
+    tables: dict[str, TableFiles] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def found(self) -> tuple[list[InputFile], list[Unread]]:
@@ -172,10 +171,9 @@ class LookedAt(Files):
         return self.found
 
     def files(self, table: RawTable) -> TableFiles:
-        tables: dict[str, TableFiles] = self.__dict__["tables"]
-        if table.source_name not in tables:
-            tables[table.source_name] = super().files(table)
-        return tables[table.source_name]
+        if table.source_name not in self.tables:
+            self.tables[table.source_name] = super().files(table)
+        return self.tables[table.source_name]
 
 
 def _advice(found: TableFiles, otherwise: str) -> str:

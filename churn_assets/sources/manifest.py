@@ -1,12 +1,11 @@
 """The input manifest: which files of the source were seen, when each first was, and what they span.
 
 `CHURN_HOME/input_manifest.json` keeps, for each source table and file, and for each part of a text
-file that grows, its size, time and digest,
-the moment at which this content was first seen, the one at which anything was first seen under its
-name, and what a reading has found in it: the times that its rows span, how its columns are written.
-A file whose size and time are as before is not opened to find that out. What was read into which
-slice is in the footers of the raw tables, so a run that is killed between both is found by
-comparing them. Nothing here reads rows.
+file that grows, its size, time and digest, the moment at which this content was first seen, the one
+at which anything was first seen under its name, and what a reading has found in it: the times that
+its rows span, how its columns are written. A file whose size and time are as before is not opened
+to find that out. What was read into which slice is in the footers of the raw tables, so a run that
+is killed between both is found by comparing them. Nothing here reads rows.
 """
 
 import datetime as dt
@@ -51,6 +50,13 @@ class Contents:
     ways: Mapping[str, Sequence[tuple[str, str, int]]]
     read_by: str
 
+    def meets(self, window: Window) -> bool:
+        """Whether there may be rows of a window of times."""
+        if self.first is None or self.last is None:
+            return False
+        begins_before = window.end is None or self.first < epoch_us(window.end)
+        return begins_before and (window.begin is None or self.last >= epoch_us(window.begin))
+
 
 @dataclass(frozen=True)
 class SeenFile:
@@ -85,16 +91,6 @@ class SeenFile:
         """The number of its first line."""
         return self.part.line if self.part and self.part.begin else 0
 
-    def meets(self, window: Window) -> bool:
-        """Whether it may have rows of a window of times."""
-        if self.contents is None:
-            return True
-        first, last = self.contents.first, self.contents.last
-        if first is None or last is None:
-            return False
-        begins_before = window.end is None or first < epoch_us(window.end)
-        return begins_before and (window.begin is None or last >= epoch_us(window.begin))
-
     @property
     def is_unplaced(self) -> bool:
         """Whether it has rows without a usable time that no slice has yet."""
@@ -103,6 +99,12 @@ class SeenFile:
     def has_untimed_of(self, key: str) -> bool:
         """Whether a slice may have rows of it without a usable time."""
         return self.contents is None or (self.contents.untimed > 0 and self.untimed_slice == key)
+
+    def is_needed(self, window: Window, keys: Iterable[str]) -> bool:
+        """Whether it may have rows of a window of times, or without a time of slices."""
+        if self.contents is None or self.contents.meets(window):
+            return True
+        return any(map(self.has_untimed_of, keys))
 
 
 # By `input_files.part_key`: the name of a file, or a part of it.
@@ -289,5 +291,5 @@ def record(home: Path, table: str, seen: Seen) -> Seen:
 
 def files_digest(seen: Seen, key: str, window: Window) -> str:
     """A digest of the contents of which a slice may have rows, of its window or without a time."""
-    kept = (name for name, file in seen.items() if file.meets(window) or file.has_untimed_of(key))
+    kept = (name for name, file in seen.items() if file.is_needed(window, [key]))
     return text_digest(repr([(name, seen[name].digest) for name in sorted(kept)]))

@@ -121,10 +121,8 @@ def _fill(
     columns = {name: name for name in OF_TEXT}
     waiting, count = list["pa.Table"](), 0
     read: dict[str, list[Part]] = {}
-    for file in files:
+    for file in map(member, files):
         good, bad = 0, list[str]()
-        if file.compression == ".zip" and not file.format:
-            file = member(file)
         how = written(file)
         cuts = Cuts(file, how)
         for block in blocks_of(file, how):

@@ -339,12 +339,17 @@ def test_only_what_a_file_has_grown_by_is_read(
     assert len(march) == 29
 
 
-def test_a_part_that_is_not_written_as_the_rest_has_the_file_read_as_a_whole(
-    tmp_path: Path, opened_files: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another encoding, which shows only in what came later."""
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(input_files, "PART_BYTES", 100)
     monkeypatch.setattr(csv_rows, "LINES_PER_BLOCK", 2)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_part_that_is_not_written_as_the_rest_has_the_file_read_as_a_whole(
+    tmp_path: Path, opened_files: list[str]
+) -> None:
+    """Another encoding, which shows only in what came later."""
     home, path = tmp_path / "home", tmp_path / "events.csv"
     old = [HEADER["csv"], *(line_of("csv", n, n, "") for n in range(20))]
     path.write_text("".join(old))
@@ -356,11 +361,8 @@ def test_a_part_that_is_not_written_as_the_rest_has_the_file_read_as_a_whole(
     assert "events.csv" in opened_files
 
 
-def test_a_row_that_is_changed_in_the_middle_is_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(input_files, "PART_BYTES", 100)
-    monkeypatch.setattr(csv_rows, "LINES_PER_BLOCK", 2)
+@pytest.mark.usefixtures("small_parts")
+def test_a_row_that_is_changed_in_the_middle_is_seen(tmp_path: Path) -> None:
     home, path = tmp_path / "home", tmp_path / "events.csv"
     text = "".join([HEADER["csv"], *(line_of("csv", n, n, "") for n in range(60))])
     path.write_text(text)
